@@ -1,0 +1,199 @@
+"""The command line: wiring between arguments and stages. Heavy imports happen only in the commands that need them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import wmse
+from wmse.errors import ConfigError, WmseError
+
+if TYPE_CHECKING:
+    from wmse.config import RunSpec
+    from wmse.runtime import Runtime
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; errors that a user can act on become one message and exit status 1."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    try:
+        if options.log:
+            options.log.parent.mkdir(parents=True, exist_ok=True)
+        return options.command(options, Log(options.log)) or 0
+    except WmseError as error:
+        Log(options.log)(f"wmse: error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output has gone, e.g. `wmse runs | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        Log(None)(f"wmse: error: {error}", file=sys.stderr)
+        return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands with their arguments."""
+    parser = argparse.ArgumentParser(prog="wmse", description="Reproduction of W-MSE (ICML 2021), stage by stage.")
+    parser.add_argument("--version", action="version", version=f"wmse {wmse.__version__}")
+    parser.set_defaults(log=None)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("prepare", help="download or find a benchmark, verify it, store its prepared form")
+    command.add_argument("benchmark")
+    _add_data_root(command)
+    command.add_argument("--no-download", action="store_true", help="use only what lies in the raw folder")
+    command.set_defaults(command=run_prepare)
+
+    command = commands.add_parser("runs", help="list the runs of the configuration in the current folder")
+    _add_config(command)
+    command.add_argument("--json", action="store_true", help="the full specifications, one a line")
+    command.set_defaults(command=run_list)
+
+    for name, function, text in (
+        ("pretrain", run_pretrain, "train one run (continues from its checkpoint)"),
+        ("evaluate", run_evaluate, "linear probe and 5-nn of one run"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("run", nargs="?", help="a run of the configuration, e.g. cifar10/wmse-4/seed0")
+        _add_config(command)
+        command.add_argument("--spec", help="the run's specification as JSON, instead of a name")
+        command.add_argument("--out", type=Path, help="the run's directory (default: results/runs/RUN)")
+        _add_data_root(command)
+        _add_runtime(command)
+        command.set_defaults(command=function)
+
+    command = commands.add_parser("report", help="tables and plots from result files")
+    command.add_argument("runs", nargs="*", type=Path, metavar="DIRECTORY", help="directories with a result.json")
+    command.add_argument("--out", type=Path, default=Path("results"))
+    command.add_argument("--only", choices=["tables", "plots"], help="default: both")
+    command.set_defaults(command=run_report)
+
+    for command in commands.choices.values():
+        command.add_argument("--log", type=Path, help="a file that gets every line of output as well")
+    return parser
+
+
+class Log:
+    """Prints lines, and appends them to a file if there is one."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def __call__(self, line: str, file: TextIO | None = None) -> None:
+        print(line, file=file or sys.stdout, flush=True)
+        if self.path:
+            with open(self.path, "a", encoding="utf-8") as log:
+                log.write(line + "\n")
+
+
+def _add_data_root(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--data-root", type=Path, default=Path("data"), help="folder of the data sets")
+
+
+def _add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--root", type=Path, default=Path(), help="the project folder with config.yaml and workflow/")
+    command.add_argument("--preset", help="instead of the preset in config.yaml")
+
+
+def _add_runtime(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    command.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    command.add_argument("--channels-last", choices=["auto", "true", "false"], default="auto")
+    command.add_argument("--compile", choices=["auto", "true", "false"], default="auto")
+    command.add_argument("--deterministic", action="store_true", help="bit-reproducible kernels on a GPU")
+    command.add_argument("--checkpoint-minutes", type=float, default=10.0, help="minutes between checkpoints")
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def run_prepare(options: argparse.Namespace, log: Log) -> None:
+    from wmse.datasets import prepare
+
+    data = prepare(options.benchmark, options.data_root, download=not options.no_download, log=log)
+    log(f"{options.benchmark}: prepared in {options.data_root / options.benchmark}, {data.digest}")
+
+
+def run_list(options: argparse.Namespace, log: Log) -> None:
+    for spec in _project(options).runs:
+        print(json.dumps(spec.to_dict()) if options.json else spec.run)
+
+
+def run_pretrain(options: argparse.Namespace, log: Log) -> int:
+    spec, out, preset = _selected_run(options)
+    if not spec.trained:
+        raise ConfigError(f"{spec.run}: the baseline '{spec.method}' has nothing to train; use `wmse evaluate`")
+    from wmse.datasets import load
+    from wmse.pretrain import Stopped, pretrain
+
+    data = load(spec.benchmark, options.data_root)
+    runtime = _runtime(options, spec)
+    try:
+        pretrain(spec, data, out, runtime, preset=preset, checkpoint_minutes=options.checkpoint_minutes, log=log)
+    except Stopped as stopped:
+        log(str(stopped))
+        return 128 + (stopped.signal or 0)
+    return 0
+
+
+def run_evaluate(options: argparse.Namespace, log: Log) -> None:
+    spec, out, preset = _selected_run(options)
+    from wmse.datasets import load
+    from wmse.evaluate import evaluate
+
+    evaluate(spec, load(spec.benchmark, options.data_root), out, _runtime(options, spec), preset=preset, log=log)
+
+
+def run_report(options: argparse.Namespace, log: Log) -> None:
+    from wmse.report import write_plots, write_tables
+
+    if options.only != "plots":
+        write_tables(options.runs, options.out)
+    if options.only != "tables":
+        write_plots(options.runs, options.out)
+
+
+# --- helpers ----------------------------------------------------------------------------------------------------------
+
+
+def _project(options: argparse.Namespace) -> Any:
+    from wmse.config import load_project, read_yaml
+
+    config = read_yaml(options.root / "config.yaml")
+    return load_project(options.root, {**config, **({"preset": options.preset} if options.preset else {})})
+
+
+def _selected_run(options: argparse.Namespace) -> tuple[RunSpec, Path, str]:
+    """The specification, the directory and the preset that the arguments name."""
+    from wmse.config import RunSpec
+
+    if bool(options.run) == bool(options.spec):
+        raise ConfigError("name a run of the configuration (`wmse runs` lists them), or give --spec, but not both")
+    if options.run:
+        project = _project(options)
+        spec, preset = project.find(options.run), project.settings["preset"]
+        default = options.root / project.settings["results"] / "runs" / spec.run
+    else:
+        try:
+            content = json.loads(options.spec)
+        except ValueError as error:
+            raise ConfigError(f"--spec: not valid JSON ({error})") from None
+        if not isinstance(content, dict):
+            raise ConfigError("--spec: must be a JSON object of run parameters")
+        spec, preset = RunSpec.from_dict(content), options.preset or ""
+        default = Path("results/runs") / spec.run
+    return spec, options.out or default, preset
+
+
+def _runtime(options: argparse.Namespace, spec: RunSpec) -> Runtime:
+    from wmse.runtime import resolve
+
+    return resolve(
+        options.device, spec.precision, options.channels_last, options.compile, options.deterministic, options.threads
+    )

@@ -1,0 +1,509 @@
+"""From the configuration to the runs: recipes, presets, overrides, validation and the hash of a run.
+
+A *cell* is a benchmark and a method label, written ``cifar10/wmse-4`` (``@variant`` may follow). A *run* is a cell and
+a seed; everything that decides its result is in its `RunSpec`, and nothing else is. Settings that decide only how
+fast it goes (device, threads, memory format) are no part of it, so results stay valid across machines.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+import functools
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wmse.datasets import SOURCES
+from wmse.errors import ConfigError
+
+SPEC_VERSION = 1  # part of every hash: raise it when a default or the meaning of a parameter changes
+TRAINED = ("wmse", "simclr")
+BASELINES = ("random", "pixels")
+METHOD_NAMES = (*TRAINED, *BASELINES)
+IDENTITY = ("benchmark", "method", "d", "variant", "seed")
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that decides the result of one run.
+
+    Identity: `benchmark`, `method` ("wmse", "simclr", or the baselines "random" encoder and raw "pixels"), `d` (number
+    of positives, that is views of an image), `variant` and `seed`.
+    """
+
+    benchmark: str
+    method: str
+    d: int = 2
+    variant: str = ""
+    seed: int = 0
+    # training
+    epochs: int = 1000
+    batch_size: int = 512  # images N per step; each gives d views
+    optimizer: str = "adam"
+    lr: float = 3e-3
+    momentum: float = 0.9  # of LARS
+    weight_decay: float = 1e-6  # L2, added to the gradient
+    schedule: str = "step"  # "step" (drops at the end) or "cosine"
+    warmup_iterations: int = 500  # linear warm-up
+    warmup_epochs: int = 0  # warm-up in epochs, if not 0
+    lr_drops: tuple[int, ...] = (50, 25)  # epochs before the end at which the rate is multiplied by lr_drop_factor
+    lr_drop_factor: float = 0.2
+    precision: str = "auto"  # of the encoder and head: "fp32", "tf32", "bf16", or "auto" for the device's best
+    # network
+    arch: str = "resnet18"
+    stem: str = "cifar"
+    width: int = 64  # channels of the first stage
+    head_hidden: int = 1024
+    head_layers: int = 2
+    embedding: int = 64  # k
+    # loss
+    w_size: int = 128  # images in a whitened sub-batch
+    w_iter: int = 1  # slicings per step
+    normalize: bool = True  # cosine (True) or Euclidean distance
+    temperature: float = 0.5  # of NT-Xent
+    # views
+    view_size: int = 32
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    jitter_p: float = 0.8
+    grayscale_p: float = 0.1
+    flip_p: float = 0.5
+    blur_p: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    # evaluation
+    eval_resize: int = 0  # shorter side before the central crop of view_size; 0 when images have that size already
+    eval_every: int = 20  # epochs between 5-nn evaluations
+    eval_every_final: int = 5  # the same after the first drop of the learning rate
+    probe_epochs: int = 500
+    probe_batch_size: int = 1000
+    probe_lr: tuple[float, float] = (1e-2, 1e-6)  # first and last, exponential per epoch
+    probe_weight_decay: float = 5e-6
+    knn_k: int = 5
+
+    @property
+    def label(self) -> str:
+        """The method label, e.g. ``wmse-4``, ``simclr``, ``wmse-2@euclidean``."""
+        suffix = f"-{self.d}" if self.method == "wmse" or self.d > 2 else ""
+        return self.method + suffix + (f"@{self.variant}" if self.variant else "")
+
+    @property
+    def cell(self) -> str:
+        """``benchmark/label``."""
+        return f"{self.benchmark}/{self.label}"
+
+    @property
+    def trained(self) -> bool:
+        return self.method in TRAINED
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """SHA-256 of the specification, in hexadecimal.
+
+        Parameters at their default are left out: one that is added later, with a default that changes nothing, leaves
+        every older run its hash.
+        """
+        defaults = RunSpec(self.benchmark, self.method).to_dict()
+        changed = {k: v for k, v in self.to_dict().items() if k in IDENTITY or v != defaults[k]}
+        content = json.dumps([SPEC_VERSION, changed], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    @property
+    def run(self) -> str:
+        """The run's name and its directory below ``results/runs``: cell, seed and hash."""
+        return f"{self.cell}/seed{self.seed}-{self.hash[:8]}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON gives them back."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunSpec:
+        """Check names, types, ranges and combinations.
+
+        Raises:
+            ConfigError: naming cell, key and allowed values.
+        """
+        where = f"{values.get('benchmark', '?')}/{values.get('method', '?')}"
+        known = {field.name for field in dataclasses.fields(cls)}
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"{where}: {unknown('parameter', str(key), known)}")
+        for key in ("benchmark", "method"):
+            if key not in values:
+                raise ConfigError(f"run specification: the key '{key}' is missing")
+        kinds = typing.get_type_hints(cls)
+        spec = cls(**{key: _typed(where, key, value, kinds[key]) for key, value in values.items()})
+        _check(spec)
+        return spec
+
+
+# --- validation -------------------------------------------------------------------------------------------------------
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "benchmark": tuple(SOURCES),
+    "method": METHOD_NAMES,
+    "optimizer": ("adam", "lars"),
+    "schedule": ("step", "cosine"),
+    "precision": ("auto", "fp32", "tf32", "bf16"),
+    "arch": ("resnet18", "resnet50"),
+    "stem": ("cifar", "small", "imagenet"),
+}
+# Inclusive bounds; None is no bound.
+RANGES: dict[str, tuple[float, float | None]] = {
+    "d": (1, 64),
+    "seed": (0, 2**31 - 1),
+    "epochs": (0, None),
+    "batch_size": (2, None),
+    "lr": (0, None),
+    "momentum": (0, 1),
+    "weight_decay": (0, None),
+    "warmup_iterations": (0, None),
+    "warmup_epochs": (0, None),
+    "lr_drops": (0, None),
+    "lr_drop_factor": (0, 1),
+    "width": (1, 4096),
+    "head_hidden": (1, None),
+    "head_layers": (1, 16),
+    "embedding": (1, None),
+    "w_size": (2, None),
+    "w_iter": (1, None),
+    "temperature": (1e-6, None),
+    "view_size": (8, 4096),
+    "crop_scale": (1e-6, 1),
+    "jitter": (0, 1),
+    "jitter_p": (0, 1),
+    "grayscale_p": (0, 1),
+    "flip_p": (0, 1),
+    "blur_p": (0, 1),
+    "blur_sigma": (0, 64),
+    "eval_resize": (0, 4096),
+    "eval_every": (1, None),
+    "eval_every_final": (1, None),
+    "probe_epochs": (1, None),
+    "probe_batch_size": (1, None),
+    "probe_lr": (0, None),
+    "probe_weight_decay": (0, None),
+    "knn_k": (1, None),
+}
+
+
+def unknown(what: str, name: str, allowed: Iterable[str]) -> str:
+    """'unknown <what> <name>', with the likely meaning and the allowed values."""
+    names = sorted(allowed)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f" (did you mean '{close[0]}'?)" if close else ""
+    return f"unknown {what} '{name}'{hint}; allowed: {', '.join(names)}"
+
+
+def _typed(where: str, key: str, value: Any, kind: Any) -> Any:
+    """`value` as the annotated type `kind`, or a ConfigError. Integers pass as floats, lists as tuples."""
+    if typing.get_origin(kind) is tuple:
+        kinds = typing.get_args(kind)
+        variadic = len(kinds) == 2 and kinds[1] is Ellipsis
+        if not isinstance(value, list | tuple) or (not variadic and len(value) != len(kinds)):
+            size = "a list" if variadic else f"a list of {len(kinds)} numbers"
+            raise ConfigError(f"{where}: {key} must be {size}, got {value!r}")
+        kinds = (kinds[0],) * len(value) if variadic else kinds
+        return tuple(_typed(where, key, v, k) for v, k in zip(value, kinds, strict=True))
+    accepted = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}[kind]
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        name = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}[kind]
+        raise ConfigError(f"{where}: {key} must be {name}, got {value!r}")
+    if key in CHOICES and value not in CHOICES[key]:
+        raise ConfigError(f"{where}: {key}: {unknown('value', value, CHOICES[key])}")
+    if key in RANGES:
+        low, high = RANGES[key]
+        if not low <= value <= (float("inf") if high is None else high):
+            bound = f"at least {low:g}" if high is None else f"from {low:g} to {high:g}"
+            raise ConfigError(f"{where}: {key} must be {bound}, got {value!r}")
+    return kind(value)
+
+
+def _check(spec: RunSpec) -> None:
+    """Combinations that cannot work."""
+
+    def require(condition: bool, message: str) -> None:
+        if not condition:
+            raise ConfigError(f"{spec.cell}: {message}")
+
+    for key in ("crop_scale", "blur_sigma"):
+        low, high = getattr(spec, key)
+        require(low <= high, f"{key} must be [low, high] with low <= high, got {[low, high]}")
+    require(spec.jitter[3] <= 0.5, f"jitter: the hue's strength must be at most 0.5, got {spec.jitter[3]}")
+    require(min(spec.probe_lr) > 0, f"probe_lr must be above 0, got {list(spec.probe_lr)}")
+    require(
+        not spec.eval_resize or spec.eval_resize >= spec.view_size,
+        f"eval_resize ({spec.eval_resize}) must be 0 or at least view_size ({spec.view_size})",
+    )
+    if not spec.trained:
+        return
+    require(spec.d >= 2, f"d (the number of positives) must be at least 2, got {spec.d}")
+    require(spec.epochs >= 1, f"epochs must be at least 1, got {spec.epochs}")
+    drops = spec.lr_drops
+    require(
+        all(0 < drop < spec.epochs for drop in drops) and list(drops) == sorted(set(drops), reverse=True),
+        f"lr_drops must be decreasing numbers of epochs before the end, between 1 and epochs - 1 "
+        f"({spec.epochs - 1}), got {list(drops)}",
+    )
+    if spec.method == "wmse":
+        require(
+            spec.w_size > spec.embedding,
+            f"w_size ({spec.w_size}) must be greater than embedding ({spec.embedding}); twice as much is advised",
+        )
+        require(
+            spec.batch_size % spec.w_size == 0,
+            f"batch_size ({spec.batch_size}) must be a multiple of w_size ({spec.w_size})",
+        )
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+VIEWS_PER_STEP = 1024  # d * N in the paper, for d = 2 and d = 4
+
+
+@functools.cache
+def recipes() -> dict[str, Any]:
+    """The content of recipes.yaml."""
+    return yaml.safe_load((Path(__file__).parent / "recipes.yaml").read_text(encoding="utf-8"))
+
+
+def parse_label(label: str) -> tuple[str, int, str]:
+    """``wmse-4@euclidean`` as (method, d, variant); baselines have d = 1, `simclr` alone has d = 2.
+
+    Raises:
+        ConfigError: the label names no method.
+    """
+    name, _, variant = label.partition("@")
+    method, dash, number = name.partition("-")
+    if method not in METHOD_NAMES:
+        raise ConfigError(unknown("method", label, [*TRAINED, *(f"{m}-<d>" for m in TRAINED), *BASELINES]))
+    if method in BASELINES:
+        if dash:
+            raise ConfigError(f"method '{label}': the baseline '{method}' takes no number of positives")
+        return method, 1, variant
+    if dash and not (number.isascii() and number.isdigit() and 2 <= int(number) <= 64):
+        raise ConfigError(f"method '{label}': the number of positives must be an integer from 2 to 64")
+    return method, int(number) if dash else 2, variant
+
+
+def paper_parameters(benchmark: str, method: str, d: int, variant: str = "") -> dict[str, Any]:
+    """The paper's parameters of a cell, without any override."""
+    book = recipes()
+    if benchmark not in book["benchmarks"]:
+        raise ConfigError(unknown("benchmark", benchmark, book["benchmarks"]))
+    block = dict(book["benchmarks"][benchmark])
+    positives = block.pop("positives")
+    changes = book["methods"].get(method) or {}
+    parameters = {
+        **book["common"],
+        **block,
+        **positives.get(d, {"batch_size": _default_batch(d, block["w_size"]), "w_iter": 1}),
+        **changes.get("all", {}),
+        **changes.get(benchmark, {}),
+        **book["variants"].get(variant, {}),
+    }
+    return {**parameters, "benchmark": benchmark, "method": method, "d": d, "variant": variant}
+
+
+def _default_batch(d: int, w_size: int) -> int:
+    """Images per step for a number of positives that the paper has no recipe for: equal number of views."""
+    return max(VIEWS_PER_STEP // d // w_size, 1) * w_size
+
+
+# What decides the result of a baseline; everything else keeps its default, so that changing it reruns no baseline.
+_PIXELS = (*IDENTITY, "view_size", "eval_resize", *(f.name for f in dataclasses.fields(RunSpec) if "probe" in f.name))
+BASELINE_FIELDS = {
+    "pixels": (*_PIXELS, "knn_k"),
+    "random": (*_PIXELS, "knn_k", "arch", "stem", "width", "precision"),
+}
+
+
+def make_spec(cell: str, seed: int, overrides: Sequence[Mapping[str, Any]] = ()) -> RunSpec:
+    """The run of a cell: the paper's recipe with `overrides` applied in order.
+
+    Raises:
+        ConfigError: naming the cell and the key.
+    """
+    benchmark, _, label = cell.partition("/")
+    method, d, variant = parse_label(label)
+    values = paper_parameters(benchmark, method, d, variant)
+    for override in overrides:
+        for key in override:
+            if key in IDENTITY:
+                raise ConfigError(f"{cell}: '{key}' cannot be overridden: it is part of the run's name")
+        values.update(override)
+    values["seed"] = seed
+    spec = RunSpec.from_dict(values)
+    if method in BASELINES:
+        kept = {key: value for key, value in spec.to_dict().items() if key in BASELINE_FIELDS[method]}
+        spec = RunSpec.from_dict({**kept, "epochs": 0})
+    return spec
+
+
+# Parameters that leave the method as it is: how often it is looked at, and the arithmetic of the device.
+NOT_THE_RECIPE = (*IDENTITY, "eval_every", "eval_every_final", "precision")
+
+
+def paper_differences(spec: RunSpec) -> dict[str, dict[str, Any]] | None:
+    """Parameters in which a run departs from the paper, each with both values; None where the paper has no such run."""
+    if not spec.trained or spec.benchmark == "fashion_mnist":
+        return None
+    paper = RunSpec.from_dict(paper_parameters(spec.benchmark, spec.method, spec.d, spec.variant)).to_dict()
+    return {
+        key: {"run": value, "paper": paper[key]}
+        for key, value in spec.to_dict().items()
+        if key not in NOT_THE_RECIPE and value != paper[key]
+    }
+
+
+# --- the project's configuration --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Project:
+    """A resolved configuration: what to run and how.
+
+    Attributes:
+        settings: every top-level key with its value (preset and config.yaml merged).
+        runs: the specifications, in the order of the experiments.
+    """
+
+    settings: dict[str, Any]
+    runs: tuple[RunSpec, ...]
+
+    def find(self, run: str) -> RunSpec:
+        """The run with this name (``cell/seedN-hash`` or ``cell/seedN``)."""
+        for spec in self.runs:
+            if run in (spec.run, spec.run.rsplit("-", 1)[0]):
+                return spec
+        raise ConfigError(unknown("run", run, (spec.run.rsplit("-", 1)[0] for spec in self.runs)))
+
+
+def load_project(root: Path, config: Mapping[str, Any] | None = None) -> Project:
+    """Resolve the configuration of the project folder `root`.
+
+    Args:
+        config: the merged configuration that Snakemake passes; config.yaml itself if None.
+
+    Raises:
+        ConfigError: one message that names the key and what is allowed.
+    """
+    workflow = root / "workflow"
+    config = dict(read_yaml(root / "config.yaml") if config is None else config)
+    presets = {path.stem: path for path in sorted((workflow / "presets").glob("*.yaml"))}
+    name = config.get("preset", "quick")
+    if name not in presets:
+        raise ConfigError(f"key 'preset': {unknown('preset', str(name), presets)}")
+    preset = read_yaml(presets[name])
+    settings = {**preset, **config, "preset": name}
+    settings["variants"] = {**_mapping(preset, "variants"), **_mapping(config, "variants")}
+    schema = read_yaml(workflow / "schemas" / "config.schema.yaml")
+    validate(settings, schema)
+    for key, value in schema["properties"].items():
+        settings.setdefault(key, value.get("default"))
+    # The preset's patterns come first, so that the user's have the last word.
+    patterns = [*_mapping(preset, "parameters").items(), *_mapping(config, "parameters").items()]
+    return Project(settings, tuple(_runs(settings, patterns)))
+
+
+def _mapping(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = config.get(key)
+    if not isinstance(value, dict | types.NoneType):
+        raise ConfigError(f"key '{key}' must be a mapping, got {value!r}")
+    return value or {}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping from a file; ConfigError names the file and the line."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        detail = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not valid YAML: {detail}") from None
+    if not isinstance(content, dict | types.NoneType):
+        raise ConfigError(f"{path}: must hold a mapping of keys to values")
+    return content or {}
+
+
+def validate(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
+    """Check the top-level configuration against its JSON schema; one ConfigError for the first problem."""
+    import jsonschema  # here, because it is needed in this place only and slows every start-up
+
+    errors = list(jsonschema.Draft202012Validator(schema).iter_errors(settings))
+    if not errors:
+        return
+    error = jsonschema.exceptions.best_match(errors)
+    key = ".".join(map(str, error.absolute_path))
+    where = f"key '{key}': " if key else ""
+    if error.validator == "additionalProperties":
+        allowed = error.schema.get("properties", {})
+        extra = next(str(name) for name in error.instance if name not in allowed)
+        raise ConfigError(where + unknown("key", extra, allowed))
+    if error.validator == "enum":
+        raise ConfigError(where + unknown("value", str(error.instance), map(str, error.validator_value)))
+    note = error.schema.get("description")
+    raise ConfigError(where + error.message + (f"; expected: {note}" if note else ""))
+
+
+def _runs(settings: Mapping[str, Any], patterns: Sequence[tuple[str, Mapping[str, Any]]]) -> list[RunSpec]:
+    cells = _selected_cells(settings)
+    for pattern, _ in patterns:
+        benchmark = pattern.partition("/")[0]
+        if "/" not in pattern and pattern != "*":
+            raise ConfigError(
+                f"key 'parameters': pattern '{pattern}' must be '*' or 'BENCHMARK/METHOD', e.g. '*/wmse-4'"
+            )
+        if not fnmatch.filter(SOURCES, benchmark):
+            raise ConfigError(f"key 'parameters': pattern '{pattern}': {unknown('benchmark', benchmark, SOURCES)}")
+    variants = settings["variants"]
+    book = recipes()["variants"]
+    runs = []
+    for cell in cells:
+        variant = parse_label(cell.partition("/")[2])[2]
+        if variant and variant not in {**variants, **book}:
+            raise ConfigError(f"{cell}: {unknown('variant', variant, {**variants, **book})}")
+        overrides = [block for pattern, block in patterns if fnmatch.fnmatchcase(cell, pattern)]
+        for seed in settings["seeds"]:
+            runs.append(make_spec(cell, seed, [*overrides, variants.get(variant, {})]))
+    return runs
+
+
+def _selected_cells(settings: Mapping[str, Any]) -> list[str]:
+    """The experiments' cells, restricted to the keys `benchmarks` and `methods` where these are given."""
+    experiments = settings["experiments"]
+    for key in ("benchmarks", "methods"):
+        offered = {name for experiment in experiments for name in experiment[key]}
+        for name in settings[key] or ():
+            if name not in offered:
+                raise ConfigError(f"key '{key}': {unknown(key[:-1], name, offered)} (or add it under 'experiments')")
+    cells = [
+        f"{benchmark}/{make_label(method)}"
+        for experiment in experiments
+        for benchmark in experiment["benchmarks"]
+        for method in experiment["methods"]
+        if (not settings["benchmarks"] or benchmark in settings["benchmarks"])
+        and (not settings["methods"] or method in settings["methods"])
+    ]
+    if not cells:
+        raise ConfigError("keys 'benchmarks' and 'methods' together select no experiment")
+    for cell in cells:
+        if cell.partition("/")[0] not in SOURCES:
+            raise ConfigError(f"key 'experiments': {unknown('benchmark', cell.partition('/')[0], SOURCES)}")
+    return list(dict.fromkeys(cells))
+
+
+def make_label(label: str) -> str:
+    """The canonical form of a method label: `simclr-2` is `simclr`."""
+    method, d, variant = parse_label(label)
+    return RunSpec("", method, d, variant).label

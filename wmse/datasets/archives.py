@@ -1,0 +1,244 @@
+"""Reading the raw files of a benchmark from a folder, a tar or a zip file without trusting what is in there.
+
+An archive is read in place: nothing is unpacked to disk, except the ImageNet class folders (`extract_class_tars`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, Protocol
+
+from wmse.datasets.source import Archive, Log
+from wmse.errors import DataError
+
+# What reading a damaged archive raises (lzma and bz2 never occur here).
+_DAMAGE = (EOFError, OSError, tarfile.TarError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
+
+
+class RawFiles(Protocol):
+    """The official files of one benchmark; names are relative to the official top folder, with forward slashes."""
+
+    form: str
+
+    def where(self, name: str) -> str:
+        """The file as shown in messages."""
+
+    def listing(self, folder: str) -> list[str]:
+        """Sorted names of the files directly in `folder`; empty if it does not exist."""
+
+    def size(self, name: str) -> int:
+        """Size of a file in bytes; DataError if it is missing."""
+
+    def open(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+        """Open a file for reading; DataError if it is missing or turns out to be damaged."""
+
+
+class FolderFiles:
+    """An extracted official folder."""
+
+    def __init__(self, root: Path, form: str) -> None:
+        self.root = root
+        self.form = form
+
+    def where(self, name: str) -> str:
+        return str(self.root / name)
+
+    def listing(self, folder: str) -> list[str]:
+        place = self.root / folder
+        return sorted(entry.name for entry in place.iterdir() if entry.is_file()) if place.is_dir() else []
+
+    def size(self, name: str) -> int:
+        path = self.root / name
+        if not path.is_file():
+            raise DataError(f"{path}: this file of the official folder is missing")
+        return path.stat().st_size
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        self.size(name)
+        with open(self.root / name, "rb") as file:
+            yield file
+
+
+class _ArchiveFiles:
+    """What tar and zip have in common: an index of safe members below the official top folder."""
+
+    def __init__(self, path: Path, archive: Archive) -> None:
+        self.path = path
+        self.form = archive.form
+        self._prefix = archive.folder + "/" if archive.folder else ""
+        self._sizes: dict[str, int] = {}
+        self._folders: dict[str, list[str]] = {}
+
+    def _add(self, name: str, size: int) -> None:
+        relative = name.removeprefix("./")
+        if relative.startswith(self._prefix):
+            relative = relative.removeprefix(self._prefix)
+            self._sizes[relative] = size
+            folder, _, base = relative.rpartition("/")
+            self._folders.setdefault(folder, []).append(base)
+
+    def where(self, name: str) -> str:
+        return f"{self.path}: {self._prefix}{name}"
+
+    def listing(self, folder: str) -> list[str]:
+        return sorted(self._folders.get(folder, []))
+
+    def size(self, name: str) -> int:
+        if name not in self._sizes:
+            raise DataError(f"{self.where(name)}: this member of the official archive is missing")
+        return self._sizes[name]
+
+
+class TarFiles(_ArchiveFiles):
+    """An official tar archive, compressed or not."""
+
+    def __init__(self, path: Path, archive: Archive) -> None:
+        super().__init__(path, archive)
+        self._members: dict[str, tarfile.TarInfo] = {}
+        with _readable(path):
+            self._tar = tarfile.open(path)  # noqa: SIM115 - closed by close()
+            for member in checked_members(self._tar, path, unpacked_limit(archive.size)):
+                if member.isfile():
+                    self._add(member.name, member.size)
+                    self._members[member.name.removeprefix("./")] = member
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        self.size(name)
+        with _readable(self.where(name)), self._tar.extractfile(self._members[self._prefix + name]) as file:
+            yield file
+
+    def close(self) -> None:
+        self._tar.close()
+
+
+class ZipFiles(_ArchiveFiles):
+    """An official zip archive; members may be opened by several threads."""
+
+    def __init__(self, path: Path, archive: Archive) -> None:
+        super().__init__(path, archive)
+        self._names: dict[str, str] = {}
+        with _readable(path):
+            self._zip = zipfile.ZipFile(path)
+            total = 0
+            for member in self._zip.infolist():
+                _check_name(path, member.filename)
+                kind = stat.S_IFMT(member.external_attr >> 16)
+                if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                    raise DataError(f"{path}: member {member.filename!r} is a link or a device; refused")
+                total += member.file_size
+                _check_total(path, member.filename, total, unpacked_limit(archive.size))
+                if not member.is_dir():
+                    self._add(member.filename, member.file_size)
+                    self._names[member.filename.removeprefix("./")] = member.filename
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        self.size(name)
+        with _readable(self.where(name)), self._zip.open(self._names[self._prefix + name]) as file:
+            yield file
+
+    def close(self) -> None:
+        self._zip.close()
+
+
+@contextlib.contextmanager
+def open_raw(path: Path, archive: Archive) -> Iterator[RawFiles]:
+    """Open the raw files at `path`: an extracted folder, a .zip or a .tar(.gz).
+
+    Raises DataError for unsafe, oversized, damaged or truncated archives.
+    """
+    if path.is_dir():
+        yield FolderFiles(path, archive.form)
+        return
+    files = ZipFiles(path, archive) if path.suffix == ".zip" else TarFiles(path, archive)
+    try:
+        yield files
+    finally:
+        files.close()
+
+
+def unpacked_limit(packed_size: int) -> int:
+    """Most bytes that an archive of `packed_size` bytes may hold; images hardly compress, so twice that is ample."""
+    return 2 * packed_size + (1 << 20)
+
+
+def checked_members(tar: tarfile.TarFile, path: Path, limit: int) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of `tar`; DataError at the first unsafe one or once they exceed `limit` bytes together.
+
+    The checks are made here because `tarfile`'s own extraction filters are absent from early Python 3.11 releases.
+    """
+    total = 0
+    for member in tar:
+        _check_name(path, member.name)
+        if not (member.isfile() or member.isdir()):
+            raise DataError(f"{path}: member {member.name!r} is a link or a device; refused")
+        total += member.size
+        _check_total(path, member.name, total, limit)
+        yield member
+
+
+def extract_class_tars(path: Path, target: Path, wanted: Iterable[str] | None, log: Log) -> None:
+    """Unpack ImageNet's training archive, a tar of one tar per class, into `target`/<wnid>/*.JPEG.
+
+    Each class folder appears under its name only when complete and existing ones are kept, so an interrupted run goes
+    on where it stopped. With `wanted`, other classes are skipped. Raises DataError for unsafe or damaged members.
+    """
+    chosen = None if wanted is None else set(wanted)
+    with _readable(path), tarfile.open(path) as outer:
+        for member in checked_members(outer, path, unpacked_limit(path.stat().st_size)):
+            wnid = PurePosixPath(member.name).stem
+            if not member.isfile() or not member.name.endswith(".tar") or (chosen is not None and wnid not in chosen):
+                continue
+            if (target / wnid).is_dir():
+                continue
+            log(f"unpacking {path.name}: {wnid}")
+            with outer.extractfile(member) as file, tarfile.open(fileobj=file, mode="r:") as inner:
+                unpack_flat(inner, Path(f"{path}:{member.name}"), target / wnid, unpacked_limit(member.size))
+
+
+def unpack_flat(tar: tarfile.TarFile, path: Path, target: Path, limit: int) -> None:
+    """Unpack the regular files of `tar`, which must not lie in subfolders, into the new folder `target`."""
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    with _readable(path):
+        for member in checked_members(tar, path, limit):
+            name = member.name.removeprefix("./")
+            if member.isdir():
+                continue
+            if "/" in name:
+                raise DataError(f"{path}: member {member.name!r} lies in a subfolder, which the official file has not")
+            with tar.extractfile(member) as source, open(partial / name, "xb") as copy:
+                shutil.copyfileobj(source, copy, 1 << 20)
+    partial.rename(target)
+
+
+def _check_name(path: Path, name: str) -> None:
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if not name or parts.is_absolute() or ".." in parts.parts or ":" in name or "\0" in name:
+        raise DataError(f"{path}: member {name!r} points outside the archive's folder; refused")
+
+
+def _check_total(path: Path, name: str, total: int, limit: int) -> None:
+    if total > limit:
+        raise DataError(f"{path}: unpacks to more than {limit:,} bytes (at member {name!r}); refused")
+
+
+@contextlib.contextmanager
+def _readable(what: Path | str) -> Iterator[None]:
+    """Turn what reading a damaged archive raises into one DataError."""
+    try:
+        yield
+    except _DAMAGE as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk is full or may not be read
+            raise DataError(f"{what}: {error}") from error
+        raise DataError(f"{what}: damaged or truncated ({error}); delete the file and get it again") from error

@@ -1,0 +1,115 @@
+"""From raw files to the prepared form: find them, download them if need be, verify, parse, store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from wmse.datasets.archives import open_raw
+from wmse.datasets.download import DownloadError, download, progress_bar
+from wmse.datasets.prepared import Prepared, load_prepared, write_arrays, write_listing
+from wmse.datasets.source import Archive, Log, Source
+from wmse.errors import DataError
+from wmse.files import exclusive_lock, file_digest
+
+
+def prepare_source(
+    source: Source, data_root: Path, *, download: bool = True, progress: bool | None = None, log: Log = print
+) -> Prepared:
+    """Bring `source` into its prepared form unless it is there already; see `wmse.datasets.prepare`."""
+    data_root = Path(data_root)
+    try:
+        return load_prepared(source, data_root)
+    except DataError:
+        pass
+    lock = data_root / source.name / ".prepare.lock"
+    with exclusive_lock(lock, f"wmse prepare {source.name}", error=DataError, wait=True):
+        try:
+            return load_prepared(source, data_root)  # another process may have finished meanwhile
+        except DataError:
+            pass
+        if source.streamed:
+            write_listing(source, data_root, source.scan(source, data_root, log))
+        else:
+            _prepare_arrays(source, data_root, download, progress, log)
+        prepared = load_prepared(source, data_root)
+        log(f"{source.name}: prepared in {prepared.folder} ({prepared.digest})")
+        return prepared
+
+
+def find_raw(source: Source, raw: Path) -> tuple[Path, Archive] | None:
+    """What lies in the folder `raw`: an official archive, else an official folder, or its content in `raw` itself."""
+    if source.embedded is not None:
+        return Path(__file__).with_name(source.embedded.folder), source.embedded
+    for archive in source.archives:
+        if (raw / archive.name).is_file():
+            return raw / archive.name, archive
+    for archive in source.archives:
+        if (raw / archive.folder).is_dir():
+            return raw / archive.folder, archive
+        if all((raw / name).is_file() for name in archive.files):
+            return raw, archive
+    return None
+
+
+def instructions(source: Source, raw: Path) -> str:
+    """What a user without network access has to place where."""
+    lines = ["Place one of these by hand:"]
+    for archive in source.archives:
+        lines += [
+            f"  {raw / archive.name}",
+            f"    {archive.size:,} bytes, {archive.digest.replace(':', ' ')}, from {' or '.join(archive.urls)}",
+            f"    or unpacked as {raw / archive.folder}/",
+        ]
+    return "\n".join([*lines, f"Then run `wmse prepare {source.name}` again."])
+
+
+def verify_raw(path: Path, archive: Archive) -> list[dict[str, Any]]:
+    """Check an archive, or the files of an extracted folder, against the published sizes and digests.
+
+    Returns a description of every checked file. Raises DataError naming the file, the expected and the found value.
+    """
+    if path.is_file():
+        if path.stat().st_size != archive.size:
+            raise DataError(
+                f"{path}: {path.stat().st_size:,} bytes, expected {archive.size:,}; delete it and get it again"
+            )
+        return [_verify_file(path, archive.name, archive.digest)]
+    return [_verify_file(path / name, name, digest) for name, digest in archive.files.items()]
+
+
+def _verify_file(path: Path, name: str, digest: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise DataError(f"{path}: this file of the official folder is missing")
+    algorithm, _, expected = (digest or "sha256:").partition(":")
+    found = file_digest(path, algorithm)
+    if expected and found != expected:
+        raise DataError(f"{path}: {algorithm} is {found}, expected {expected}; delete it and get it again")
+    return {"file": name, "bytes": path.stat().st_size, "digest": f"{algorithm}:{found}"}
+
+
+def _prepare_arrays(source: Source, data_root: Path, allowed: bool, progress: bool | None, log: Log) -> None:
+    raw = (data_root / source.name / "raw").absolute()
+    found = find_raw(source, raw) or _download_any(source, raw, allowed, progress, log)
+    path, archive = found
+    log(f"{source.name}: checking {path}")
+    checked = verify_raw(path, archive)
+    log(f"{source.name}: reading {path}")
+    total = sum(source.rows(name) for name in source.arrays())
+    with open_raw(path, archive) as files, progress_bar(total, "images", source.name, progress) as bar:
+        write_arrays(source, data_root, source.parse(source, files), checked, str(path), bar.update)
+
+
+def _download_any(source: Source, raw: Path, allowed: bool, progress: bool | None, log: Log) -> tuple[Path, Archive]:
+    """Fetch the first archive that some address delivers; one DataError with instructions if none does."""
+    if not allowed:
+        raise DataError(f"{source.name}: nothing in {raw} and downloading is off.\n{instructions(source, raw)}")
+    failures = []
+    for archive in source.archives:
+        try:
+            download(archive, raw / archive.name, progress=progress, log=log)
+            return raw / archive.name, archive
+        except DownloadError as failure:
+            failures.append(str(failure))
+    reasons = "\n".join(failures)
+    raise DataError(f"{source.name}: nothing in {raw} and the download failed:\n{reasons}\n{instructions(source, raw)}")

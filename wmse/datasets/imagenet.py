@@ -1,0 +1,221 @@
+"""ImageNet (ILSVRC 2012) and ImageNet-100, whose JPEG files stay where they are: only their list is prepared.
+
+Its terms forbid an automatic download, so somebody with access must place the files. Labels are positions in the
+sorted list of WordNet ids. Rows are sorted by class, then by file name, whatever the folder layout.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import os
+import re
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from wmse.datasets.archives import extract_class_tars, unpack_flat, unpacked_limit
+from wmse.datasets.source import Archive, Listing, Log, Rows, Source
+from wmse.errors import DataError
+from wmse.files import file_digest
+
+_WNID = re.compile(r"n\d{8}")
+_IMAGE_SUFFIXES = (".jpeg", ".jpg")
+_VAL_LABELS = "LOC_val_solution.csv"
+
+
+@functools.cache
+def imagenet100_wnids() -> tuple[str, ...]:
+    """The 100 WordNet ids of ImageNet-100 (the list of Tian et al., Contrastive Multiview Coding), sorted."""
+    return tuple(Path(__file__).with_name("imagenet100_wnids.txt").read_text(encoding="utf-8").split())
+
+
+def instructions(source: Source, raws: list[Path]) -> str:
+    """What a user has to place where."""
+    train, val = source.archives
+    places = " or ".join(str(raw) for raw in raws)
+    return (
+        f"{source.title} may not be downloaded automatically. Get it from {source.homepage} (an account is needed) and "
+        f"place in {places}:\n"
+        f"  training images, one of\n"
+        f"    train/<wnid>/*.JPEG (class folders; also below ILSVRC/Data/CLS-LOC/)\n"
+        f"    {train.name} ({train.size:,} bytes, {train.digest}; unpacked there)\n"
+        f"  validation images, one of\n"
+        f"    val/<wnid>/*.JPEG (class folders)\n"
+        f"    val/*.JPEG and {_VAL_LABELS} (Kaggle's file; images also below ILSVRC/Data/CLS-LOC/)\n"
+        f"    {val.name} and {_VAL_LABELS} ({val.size:,} bytes, {val.digest})\n"
+        f"Then run `wmse prepare {source.name}`. A symbolic link is enough. The devkit's label file is not supported."
+    )
+
+
+def scan(source: Source, data_root: Path, log: Log) -> Listing:
+    """List the images of all classes; unpacks the official archives first if they are what was placed.
+
+    ImageNet-100 takes its images from its own raw folder or, failing that, from ImageNet's. Raises DataError with
+    instructions if there are none, or naming folder, expected and found number if some are missing.
+    """
+    names = dict.fromkeys((source.name, "imagenet"))
+    raws = [(Path(data_root) / name / "raw").absolute() for name in names]
+    wnids = imagenet100_wnids() if source.name == "imagenet100" else None
+    raw = next((raw for raw in raws if _has_train(source, raw)), None)
+    if raw is None:
+        raise DataError(instructions(source, raws))
+    _unpack(source, raw, wnids, log)
+    train_root, val_root = _images_root(raw, "train"), _images_root(raw, "val")
+    if val_root is None:
+        raise DataError(f"{raw / 'val'}: no validation images. {instructions(source, raws)}")
+    classes = _classes(source, train_root / "train", wnids)
+    train = [(wnid, path) for wnid in classes for path in _images(train_root / "train" / wnid)]
+    listing = {"train": train, "test": _validation_images(source, raw, val_root / "val", classes)}
+    return _listing(raw, listing, {wnid: label for label, wnid in enumerate(classes)})
+
+
+def _has_train(source: Source, raw: Path) -> bool:
+    return _images_root(raw, "train") is not None or (raw / source.archives[0].name).is_file()
+
+
+def _images_root(raw: Path, split: str) -> Path | None:
+    return next((root for root in (raw, raw / "ILSVRC/Data/CLS-LOC") if (root / split).is_dir()), None)
+
+
+def _unpack(source: Source, raw: Path, wnids: tuple[str, ...] | None, log: Log) -> None:
+    train, val = source.archives
+    path = raw / train.name
+    if path.is_file():
+        present = {folder.name for folder in (raw / "train").glob("n*")}
+        missing = len(present) < source.num_classes if wnids is None else not present.issuperset(wnids)
+        if missing:
+            _check_archive(path, train, log)
+            extract_class_tars(path, raw / "train", wnids, log)
+    path = raw / val.name
+    if path.is_file() and _images_root(raw, "val") is None:
+        _check_archive(path, val, log)
+        log(f"unpacking {path}")
+        with tarfile.open(path) as tar:
+            unpack_flat(tar, path, raw / "val", unpacked_limit(val.size))
+
+
+def _check_archive(path: Path, archive: Archive, log: Log) -> None:
+    if path.stat().st_size != archive.size:
+        raise DataError(f"{path}: {path.stat().st_size:,} bytes, expected {archive.size:,}")
+    log(f"checking {path} (may take minutes)")
+    algorithm, _, expected = archive.digest.partition(":")
+    found = file_digest(path, algorithm)
+    if found != expected:
+        raise DataError(f"{path}: {algorithm} is {found}, expected {expected}; delete it and get it again")
+
+
+def _classes(source: Source, train: Path, wnids: tuple[str, ...] | None) -> list[str]:
+    present = sorted(entry.name for entry in train.iterdir() if _WNID.fullmatch(entry.name) and entry.is_dir())
+    if wnids is not None:
+        missing = sorted(set(wnids) - set(present))
+        if missing:
+            raise DataError(f"{train}: {len(missing)} of {len(wnids)} class folders are missing, first {missing[0]}")
+        return sorted(wnids)
+    if len(present) != source.num_classes:
+        raise DataError(f"{train}: {len(present)} class folders, expected {source.num_classes}")
+    return present
+
+
+def _images(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.name.lower().endswith(_IMAGE_SUFFIXES))
+    return [folder / name for name in names]
+
+
+def _validation_images(source: Source, raw: Path, val: Path, classes: list[str]) -> list[tuple[str, Path]]:
+    if any((val / wnid).is_dir() for wnid in classes):
+        missing = [wnid for wnid in classes if not (val / wnid).is_dir()]
+        if missing:
+            raise DataError(f"{val / missing[0]}: this class folder is missing")
+        images = [(wnid, path) for wnid in classes for path in _images(val / wnid)]
+    else:
+        labels, chosen = _validation_labels(raw / _VAL_LABELS, val), set(classes)
+        listed = [(labels.get(path.stem), path) for path in _images(val)]
+        unknown = next((path for wnid, path in listed if wnid is None), None)
+        if unknown is not None:
+            raise DataError(f"{unknown}: {raw / _VAL_LABELS} gives no label for it")
+        images = sorted((wnid, path) for wnid, path in listed if wnid in chosen)
+    per_class, counts = source.splits["test"].per_class, Counter(wnid for wnid, _ in images)
+    for wnid in classes:
+        if counts[wnid] != per_class:
+            raise DataError(f"{val}: class {wnid} has {counts[wnid]} images, expected {per_class}")
+    return images
+
+
+def _validation_labels(path: Path, val: Path) -> dict[str, str]:
+    if not path.is_file():
+        raise DataError(f"{path}: missing; {val} has no class folders, so its labels are read from this file")
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file)
+        if rows.fieldnames is None or not {"ImageId", "PredictionString"} <= set(rows.fieldnames):
+            raise DataError(f"{path}: expected the columns ImageId and PredictionString")
+        return {row["ImageId"]: (row["PredictionString"] or "").partition(" ")[0] for row in rows}
+
+
+def _listing(raw: Path, images: dict[str, list[tuple[str, Path]]], label_of: dict[str, int]) -> Listing:
+    return Listing(
+        raw=raw,
+        paths={name: [path.relative_to(raw).as_posix() for _, path in rows] for name, rows in images.items()},
+        labels={name: np.array([label_of[wnid] for wnid, _ in rows], np.int64) for name, rows in images.items()},
+        keys={
+            name: [f"{wnid}/{path.name} {path.stat().st_size}" for wnid, path in rows] for name, rows in images.items()
+        },
+    )
+
+
+# Names, sizes and digests of the official archives, as in torchvision and in public listings of the files; no URLs,
+# because the terms of access must be accepted first.
+_ARCHIVES = (
+    Archive(
+        name="ILSVRC2012_img_train.tar",
+        size=147_897_477_120,
+        digest="md5:1d675b47d978889d74fa0da5fadfb00e",
+        urls=(),
+        folder="",
+        form="tar of class tars",
+        files={},
+    ),
+    Archive(
+        name="ILSVRC2012_img_val.tar",
+        size=6_744_924_160,
+        digest="md5:29b22e2961454d5413ddabcf34fc5622",
+        urls=(),
+        folder="",
+        form="tar",
+        files={},
+    ),
+)
+_TERMS = "non-commercial research and education, terms of access to be accepted on image-net.org"
+_TRAIN_1K = Rows("train", 0, 1_281_167)
+_TRAIN_100 = Rows("train", 0, 126_689)
+
+IMAGENET = Source(
+    name="imagenet",
+    title="ImageNet (ILSVRC 2012)",
+    homepage="https://image-net.org/download.php",
+    licence=_TERMS,
+    num_classes=1000,
+    image_size=None,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+    splits={"pretrain": _TRAIN_1K, "train": _TRAIN_1K, "test": Rows("test", 0, 50_000, 50)},
+    archives=_ARCHIVES,
+    scan=scan,
+)
+
+IMAGENET100 = Source(
+    name="imagenet100",
+    title="ImageNet-100",
+    homepage="https://image-net.org/download.php",
+    licence=_TERMS,
+    num_classes=100,
+    image_size=None,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+    splits={"pretrain": _TRAIN_100, "train": _TRAIN_100, "test": Rows("test", 0, 5_000, 50)},
+    archives=_ARCHIVES,
+    scan=scan,
+)

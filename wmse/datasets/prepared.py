@@ -1,0 +1,301 @@
+"""The prepared form of a benchmark: `.npy` arrays (or lists of JPEG files) and a manifest that is written last.
+
+    <data root>/<benchmark>/prepared/manifest.json
+                                     train-images.npy    uint8 (n, 3, H, W)
+                                     train-labels.npy    int64 (n,), -1 = unlabeled
+                                     train-paths.txt     instead of the images of a streamed benchmark
+
+A split is a range of rows of such an array, so splits may share one (pretrain and train).
+
+The digest of an array benchmark covers the pixels and labels of all its arrays. The digest of a streamed benchmark
+covers class, name and size in bytes of every JPEG file, not the pixels: hashing 150 GB would take longer than many a
+training epoch. Neither depends on paths, dates or on the raw form that the files came in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wmse.datasets.source import Chunk, Listing, Source, check_counts
+from wmse.errors import DataError
+from wmse.files import atomic_path, write_json, write_text
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_HASH_ROWS = 4096  # rows read at once when an array is hashed again
+
+
+class Split:
+    """One split of a prepared benchmark; its files are opened on first use."""
+
+    def __init__(self, folder: Path, data_root: Path, name: str, entry: Mapping[str, Any]) -> None:
+        self.name = name
+        self._folder = folder
+        self._data_root = data_root
+        self._entry = entry
+        self._rows = slice(entry["start"], entry["stop"])
+
+    def __len__(self) -> int:
+        return self._entry["count"]
+
+    @cached_property
+    def images(self) -> np.ndarray:
+        """Read-only memory map, uint8, (n, 3, H, W); DataError for a streamed benchmark."""
+        if "images" not in self._entry:
+            raise DataError(f"{self._folder}: split {self.name!r} is a list of JPEG files: use `paths`, not `images`")
+        return np.load(self._folder / self._entry["images"], mmap_mode="r")[self._rows]
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """Labels, int64, (n,); -1 marks an unlabeled image."""
+        return np.load(self._folder / self._entry["labels"])[self._rows]
+
+    @cached_property
+    def paths(self) -> list[Path]:
+        """Absolute paths of the JPEG files; DataError for a benchmark that is stored as an array."""
+        if "paths" not in self._entry:
+            raise DataError(f"{self._folder}: split {self.name!r} is stored as an array: use `images`, not `paths`")
+        raw = (self._data_root / self._entry["raw"]).resolve()
+        names = (self._folder / self._entry["paths"]).read_text(encoding="utf-8").splitlines()
+        return [raw / name for name in names[self._rows]]
+
+
+class Prepared:
+    """A prepared benchmark: `prepared["train"]` is a `Split`, `manifest` the content of manifest.json."""
+
+    def __init__(self, folder: Path, data_root: Path, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.benchmark: str = manifest["benchmark"]
+        self.digest: str = manifest["digest"]
+        self._splits = {name: Split(folder, data_root, name, entry) for name, entry in manifest["splits"].items()}
+
+    def __getitem__(self, name: str) -> Split:
+        if name not in self._splits:
+            raise DataError(f"{self.benchmark} has no split {name!r}; it has {', '.join(self._splits)}")
+        return self._splits[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._splits)
+
+    def verify(self) -> None:
+        """Hash all stored arrays again; DataError naming the file that is not what the manifest says."""
+        seen: dict[str, str] = {}
+        for entry in self.manifest["splits"].values():
+            for kind in ("images", "labels", "paths"):
+                if kind in entry:
+                    seen[entry[kind]] = entry[f"{kind}_sha256"]
+        for name, expected in seen.items():
+            found = _content_sha256(self.folder / name)
+            if found != expected:
+                raise DataError(
+                    f"{self.folder / name}: sha256 of the content is {found}, expected {expected}: delete "
+                    f"{self.folder} and run `wmse prepare {self.benchmark}`"
+                )
+
+
+def prepared_folder(source: Source, data_root: Path) -> Path:
+    """Where the prepared form of `source` lies."""
+    return Path(data_root) / source.name / "prepared"
+
+
+def load_prepared(source: Source, data_root: Path, *, verify: bool = False) -> Prepared:
+    """Open the prepared form; with `verify` its arrays are hashed again.
+
+    Raises DataError if it is absent, incomplete, of another format, or (with `verify`) changed.
+    """
+    folder = prepared_folder(source, data_root)
+    command = f"run `wmse prepare {source.name}`"
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{folder}: {source.name} is not prepared: {command}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder / MANIFEST}: unreadable ({error}): {command}") from error
+    if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("benchmark")) != (FORMAT, source.name):
+        raise DataError(f"{folder / MANIFEST}: not format {FORMAT} of {source.name}: {command}")
+    _check_files(folder, manifest, command)
+    prepared = Prepared(folder, Path(data_root), manifest)
+    if verify:
+        prepared.verify()
+    return prepared
+
+
+def _check_files(folder: Path, manifest: Mapping[str, Any], command: str) -> None:
+    try:
+        sizes = {
+            entry[kind]: entry[f"{kind}_bytes"]
+            for entry in manifest["splits"].values()
+            for kind in ("images", "labels", "paths")
+            if kind in entry
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{folder / MANIFEST}: incomplete (no {error}): {command}") from error
+    for name, size in sizes.items():
+        path = folder / name
+        if not path.is_file():
+            raise DataError(f"{path}: missing: {command}")
+        if path.stat().st_size != size:
+            raise DataError(f"{path}: {path.stat().st_size:,} bytes, expected {size:,}: {command}")
+
+
+def write_arrays(
+    source: Source,
+    data_root: Path,
+    chunks: Iterable[Chunk],
+    raw_files: list[dict[str, Any]],
+    origin: str,
+    advance: Callable[[int], None] = lambda rows: None,
+) -> None:
+    """Store the chunks of a parser; memory use stays at one chunk plus the labels.
+
+    `raw_files` describes the files that were read, `origin` is shown in messages, `advance` is called with the number
+    of rows of every stored chunk. Raises DataError if the numbers of images are not the published ones.
+    """
+    folder = _fresh_folder(source, data_root)
+    side = source.image_size
+    _check_space(source, folder, sum(source.rows(name) for name in source.arrays()) * 3 * side * side)
+    stored: dict[str, dict[str, Any]] = {}
+    with contextlib.ExitStack() as stack:
+        writers: dict[str, _ArrayWriter] = {}
+        for name in source.arrays():
+            path = stack.enter_context(atomic_path(folder / f"{name}-images.npy"))
+            writers[name] = _ArrayWriter(path, (source.rows(name), 3, side, side), f"{origin}: {source.name} {name}")
+        for name, images, labels in chunks:
+            writers[name].append(images, labels)
+            advance(len(images))
+        for name, writer in writers.items():
+            check_counts(source, name, writer.all_labels(), origin)
+            stored[name] = {"shape": list(writer.shape), "images_sha256": writer.close()}
+    for name, writer in writers.items():
+        stored[name] |= {"images": f"{name}-images.npy", **_store_labels(folder, name, writer.all_labels())}
+        stored[name]["images_bytes"] = (folder / stored[name]["images"]).stat().st_size
+    _write_manifest(source, folder, stored, raw_files, key="images_sha256")
+
+
+def write_listing(source: Source, data_root: Path, listing: Listing) -> None:
+    """Store the list of JPEG files of a streamed benchmark; DataError if the counts are not the published ones."""
+    folder = _fresh_folder(source, data_root)
+    stored: dict[str, dict[str, Any]] = {}
+    for name in source.arrays():
+        paths, labels = listing.paths[name], listing.labels[name]
+        check_counts(source, name, labels, str(listing.raw))
+        target = folder / f"{name}-paths.txt"
+        write_text(target, "".join(f"{path}\n" for path in paths))
+        stored[name] = {
+            "paths": target.name,
+            "raw": os.path.relpath(listing.raw, data_root),
+            "shape": [len(paths)],
+            "paths_sha256": _content_sha256(target),
+            "paths_bytes": target.stat().st_size,
+            "files_sha256": hashlib.sha256("\n".join(listing.keys[name]).encode()).hexdigest(),
+            **_store_labels(folder, name, labels),
+        }
+    _write_manifest(source, folder, stored, [], key="files_sha256")
+
+
+class _ArrayWriter:
+    """Fills one `.npy` file from front to back and hashes what goes in."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...], what: str) -> None:
+        self.shape = shape
+        self._what = what
+        self._array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+        self._hash = hashlib.sha256()
+        self._filled = 0
+        self._labels: list[np.ndarray] = []
+
+    def append(self, images: np.ndarray, labels: np.ndarray) -> None:
+        """Store uint8 images (n, 3, H, W) and their labels (n,)."""
+        stop = self._filled + len(images)
+        if stop > self.shape[0]:
+            raise DataError(f"{self._what} has at least {stop:,} images, expected {self.shape[0]:,}")
+        if images.dtype != np.uint8 or images.shape[1:] != self.shape[1:] or len(images) != len(labels):
+            raise DataError(f"{self._what}: images of shape {images.shape}, expected (n, {self.shape[1:]})")
+        block = np.ascontiguousarray(images)
+        self._array[self._filled : stop] = block
+        self._hash.update(block)
+        self._labels.append(labels.astype(np.int64))
+        self._filled = stop
+
+    def all_labels(self) -> np.ndarray:
+        """Labels stored so far, int64, (n,)."""
+        return np.concatenate(self._labels) if self._labels else np.empty(0, np.int64)
+
+    def close(self) -> str:
+        """Flush to disk and return the sha256 of the pixels."""
+        self._array.flush()
+        del self._array
+        return self._hash.hexdigest()
+
+
+def _fresh_folder(source: Source, data_root: Path) -> Path:
+    """The prepared folder without a manifest, which would vouch for files about to be replaced."""
+    folder = prepared_folder(source, data_root)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for leftover in folder.glob(".*.tmp"):  # of a process that was killed: the caller holds the lock
+        leftover.unlink()
+    return folder
+
+
+def _check_space(source: Source, folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:  # a full disk would kill the process: the arrays are written through memory maps
+        raise DataError(f"{folder}: {source.name} needs {needed / 1e9:.1f} GB, only {free / 1e9:.1f} GB are free")
+
+
+def _store_labels(folder: Path, name: str, labels: np.ndarray) -> dict[str, Any]:
+    target = folder / f"{name}-labels.npy"
+    with atomic_path(target) as temporary, open(temporary, "wb") as file:
+        np.save(file, labels)
+    return {
+        "labels": target.name,
+        "labels_sha256": hashlib.sha256(np.ascontiguousarray(labels, "<i8")).hexdigest(),
+        "labels_bytes": target.stat().st_size,
+    }
+
+
+def _write_manifest(
+    source: Source, folder: Path, stored: dict[str, dict[str, Any]], raw_files: list[dict[str, Any]], key: str
+) -> None:
+    splits = {
+        name: {**stored[rows.array], "start": rows.start, "stop": rows.stop, "count": rows.stop - rows.start}
+        for name, rows in source.splits.items()
+    }
+    for entry in splits.values():
+        entry["shape"] = [entry["count"], *entry["shape"][1:]]
+    content = {
+        "arrays": {name: [entry["shape"], entry[key], entry["labels_sha256"]] for name, entry in stored.items()},
+        "splits": {name: [rows.array, rows.start, rows.stop] for name, rows in source.splits.items()},
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    manifest = {
+        "format": FORMAT,
+        "benchmark": source.name,
+        "digest": f"sha256:{digest}",
+        "sources": raw_files,
+        "splits": splits,
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+def _content_sha256(path: Path) -> str:
+    """sha256 of a text file, or of the values of an array (its header left out, as NumPy versions may differ in it)."""
+    if path.suffix != ".npy":
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    array = np.load(path, mmap_mode="r")
+    digest = hashlib.sha256()
+    for start in range(0, len(array), _HASH_ROWS):
+        digest.update(np.ascontiguousarray(array[start : start + _HASH_ROWS]))
+    return digest.hexdigest()

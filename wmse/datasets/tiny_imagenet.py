@@ -1,0 +1,131 @@
+"""Tiny ImageNet: 200 classes of 64x64 JPEG files. Its validation images, the test split here, lie in ONE folder.
+
+Labels are positions in wnids.txt. The prepared bytes come from a JPEG decoder: Pillow's wheels all carry libjpeg-turbo
+and agree, a Pillow built against another libjpeg may differ in single grey levels and so give another digest.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from wmse.datasets.archives import RawFiles
+from wmse.datasets.source import Archive, Chunk, Rows, Source
+from wmse.errors import DataError
+
+_SIDE = 64
+_CHUNK = 1000  # images decoded before they are handed on
+
+
+def parse(source: Source, files: RawFiles) -> Iterator[Chunk]:
+    """Yield the training images by class as in wnids.txt, then the test images as in val_annotations.txt.
+
+    Raises DataError naming the file or class: missing files, wrong numbers of images, broken or wrongly sized images.
+    """
+    wnids = _read_lines(files, "wnids.txt")
+    if len(wnids) != source.num_classes or len(set(wnids)) != len(wnids):
+        raise DataError(f"{files.where('wnids.txt')}: {len(set(wnids))} classes, expected {source.num_classes}")
+    train = _training_files(files, wnids, source.splits["train"].per_class)
+    test = _validation_files(files, wnids, source.splits["test"].per_class)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        yield from _decode_all(files, "train", train, pool)
+        yield from _decode_all(files, "test", test, pool)
+
+
+def _read_lines(files: RawFiles, name: str) -> list[str]:
+    with files.open(name) as file:
+        text = file.read().decode("utf-8", errors="replace")
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def _training_files(files: RawFiles, wnids: list[str], per_class: int) -> list[tuple[str, int]]:
+    found = []
+    for label, wnid in enumerate(wnids):
+        folder = f"train/{wnid}/images"
+        names = [name for name in files.listing(folder) if name.endswith(".JPEG")]
+        if len(names) != per_class:
+            raise DataError(f"{files.where(folder)}: class {wnid} has {len(names)} images, expected {per_class}")
+        found += [(f"{folder}/{name}", label) for name in names]
+    return found
+
+
+def _validation_files(files: RawFiles, wnids: list[str], per_class: int) -> list[tuple[str, int]]:
+    name = "val/val_annotations.txt"
+    position = {wnid: label for label, wnid in enumerate(wnids)}
+    present = set(files.listing("val/images"))
+    if not present:
+        raise DataError(f"{files.where('val/images')}: no images; the official layout has all 10,000 in this folder")
+    found = []
+    for line in _read_lines(files, name):
+        image, _, rest = line.partition("\t")
+        wnid = rest.partition("\t")[0]
+        if wnid not in position:
+            raise DataError(f"{files.where(name)}: unknown class in line {line!r}")
+        if image not in present:
+            raise DataError(f"{files.where('val/images/' + image)}: missing, but {name} lists it")
+        found.append((f"val/images/{image}", position[wnid]))
+    counts = Counter(label for _, label in found)
+    for wnid, label in position.items():
+        if counts[label] != per_class:
+            raise DataError(f"{files.where(name)}: class {wnid} has {counts[label]} images, expected {per_class}")
+    return found
+
+
+def _decode_all(files: RawFiles, array: str, items: list[tuple[str, int]], pool: ThreadPoolExecutor) -> Iterator[Chunk]:
+    for start in range(0, len(items), _CHUNK):
+        chunk = items[start : start + _CHUNK]
+        images = np.stack(list(pool.map(lambda item: _decode(files, item[0]), chunk)))
+        yield array, images.transpose(0, 3, 1, 2), np.array([label for _, label in chunk])
+
+
+def _decode(files: RawFiles, name: str) -> np.ndarray:
+    """One JPEG file as uint8 (64, 64, 3); grey ones (about 2 %) become RGB."""
+    from PIL import Image
+
+    with files.open(name) as file:
+        content = file.read()
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            pixels = np.asarray(image.convert("RGB"))
+    except Exception as error:  # Pillow raises many kinds for a broken file
+        raise DataError(f"{files.where(name)}: not a readable image ({error})") from error
+    if pixels.shape != (_SIDE, _SIDE, 3):
+        raise DataError(f"{files.where(name)}: {pixels.shape[1]}x{pixels.shape[0]} pixels, expected {_SIDE}x{_SIDE}")
+    return pixels
+
+
+_TRAIN = Rows("train", 0, 100_000, 500)
+
+TINY_IMAGENET = Source(
+    name="tiny_imagenet",
+    title="Tiny ImageNet",
+    homepage="http://cs231n.stanford.edu/",
+    licence="images from ImageNet under its terms: non-commercial research and education",
+    num_classes=200,
+    image_size=_SIDE,
+    mean=(0.480, 0.448, 0.398),
+    std=(0.277, 0.269, 0.282),
+    splits={"pretrain": _TRAIN, "train": _TRAIN, "test": Rows("test", 0, 10_000, 50)},
+    archives=(
+        Archive(
+            name="tiny-imagenet-200.zip",
+            size=248_100_043,
+            # No digest on the homepage; every public loader that checks one has this.
+            digest="md5:90528d7ca1a48142e341f4ef8d21d0de",
+            # The Zenodo record is listed under the same MD5 by several public loaders.
+            urls=(
+                "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+                "https://zenodo.org/records/10720917/files/tiny-imagenet-200.zip?download=1",
+            ),
+            folder="tiny-imagenet-200",
+            form="jpeg",
+            files={"wnids.txt": "", "val/val_annotations.txt": ""},
+        ),
+    ),
+    parse=parse,
+)

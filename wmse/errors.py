@@ -1,0 +1,25 @@
+"""Errors that a user can act on.
+
+Every message names the file or key that is wrong and says what to do; the command line prints it without a traceback
+and exits with a non-zero status.
+"""
+
+
+class WmseError(Exception):
+    """Base of all errors that are reported to the user as one message."""
+
+
+class ConfigError(WmseError):
+    """The configuration or a run specification is invalid; the message names the key and the allowed values."""
+
+
+class DataError(WmseError):
+    """A data set is missing, damaged or not what its description says; the message names the file."""
+
+
+class CheckpointError(WmseError):
+    """A checkpoint cannot be used; the message names the file and the reason."""
+
+
+class TrainingError(WmseError):
+    """Pretraining cannot go on (for example a singular covariance); the message names run, step and likely cause."""

@@ -1,0 +1,33 @@
+"""Features of the frozen encoder, computed once and used by both probes (Section 5)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from wmse.images import ArrayImages, FileImages
+from wmse.runtime import Runtime
+
+
+@torch.no_grad()
+def extract(encoder: nn.Module, images: ArrayImages | FileImages, runtime: Runtime) -> Tensor:
+    """(n, f) float32 features of the un-augmented images, in eval mode, not normalised; on the runtime's device.
+
+    The encoder's mode is restored afterwards.
+    """
+    was_training = encoder.training
+    encoder.eval()
+    try:
+        parts = []
+        for batch in images.plain(batch=500):
+            with runtime.autocast():
+                parts.append(encoder(runtime.batch(batch)).float())
+        return torch.cat(parts)
+    finally:
+        encoder.train(was_training)
+
+
+@torch.no_grad()
+def raw_pixels(images: ArrayImages | FileImages) -> Tensor:
+    """(n, 3 * H * W) float32: the normalised pixels themselves as features."""
+    return torch.cat([batch.flatten(1) for batch in images.plain()])

@@ -1,0 +1,144 @@
+"""Access to the images of a split: augmented views for pretraining, plain views for the evaluation.
+
+Two sources with the same two methods: `ArrayImages` (uint8 arrays, resident on a GPU when they fit, memory-mapped on
+the CPU) and `FileImages` (folders of JPEGs of any size, decoded by threads).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wmse.config import RunSpec
+from wmse.datasets import Source, Split
+from wmse.errors import DataError
+from wmse.streams import stream
+from wmse.views import ViewRecipe, draw_params, make_view, normalize, resize_center_crop
+
+RESIDENT_SHARE = 0.5  # of a GPU's free memory that the images may take
+
+
+def view_recipe(spec: RunSpec, source: Source) -> ViewRecipe:
+    """The distribution of a run's views."""
+    return ViewRecipe(
+        size=spec.view_size,
+        crop_scale=spec.crop_scale,
+        jitter=spec.jitter,
+        jitter_p=spec.jitter_p,
+        grayscale_p=spec.grayscale_p,
+        flip_p=spec.flip_p,
+        blur_p=spec.blur_p,
+        blur_sigma=spec.blur_sigma,
+        mean=source.mean,
+        std=source.std,
+    )
+
+
+def open_images(split: Split, source: Source, spec: RunSpec, device: torch.device) -> ArrayImages | FileImages:
+    """The images of a split, in whichever form the benchmark is prepared."""
+    recipe = view_recipe(spec, source)
+    if source.streamed:
+        return FileImages(split.paths, recipe, spec.eval_resize, device)
+    return ArrayImages(split.images, recipe, spec.eval_resize, device)
+
+
+class ArrayImages:
+    """Images of one size in one uint8 array (n, 3, h, w)."""
+
+    def __init__(self, images: np.ndarray, recipe: ViewRecipe, eval_resize: int, device: torch.device) -> None:
+        self.recipe, self.eval_resize, self.device = recipe, eval_resize, device
+        with warnings.catch_warnings():
+            # torch knows no read-only memory and says so; these images are only ever read.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
+            self.images = torch.from_numpy(images)
+        if device.type == "cuda" and images.nbytes < RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+            self.images = self.images.to(device)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def _take(self, index: Tensor) -> Tensor:
+        return self.images[index.to(self.images.device)].to(self.device, non_blocking=True)
+
+    def views(self, index: Tensor, d: int, seed: int, step: int) -> list[Tensor]:
+        """d views of the images `index` (N,): d tensors (N, 3, H, W), drawn from the stream (seed, step)."""
+        images = self._take(index)
+        h, w = images.shape[-2:]
+        return [
+            make_view(
+                images, self.recipe, draw_params(len(index), h, w, self.recipe, stream(seed, "views", step, view))
+            )
+            for view in range(d)
+        ]
+
+    def plain(self, batch: int = 1000) -> Iterator[Tensor]:
+        """The un-augmented, normalised view of every image in order: tensors (<= batch, 3, H, W) on the device."""
+        for start in range(0, len(self), batch):
+            images = self.images[start : start + batch].to(self.device)
+            if self.eval_resize:
+                pixels = resize_center_crop(images, self.eval_resize, self.recipe.size)
+            else:
+                pixels = images.float().div_(255)
+            yield normalize(pixels, self.recipe.mean, self.recipe.std)
+
+
+class FileImages:
+    """JPEG files of any size, decoded and augmented by threads, one batch ahead of the training."""
+
+    def __init__(
+        self, paths: list[Path], recipe: ViewRecipe, eval_resize: int, device: torch.device, threads: int | None = None
+    ) -> None:
+        self.paths, self.recipe, self.eval_resize, self.device = paths, recipe, eval_resize, device
+        self.pool = ThreadPoolExecutor(threads or max(torch.get_num_threads(), 1))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def views(self, index: Tensor, d: int, seed: int, step: int) -> list[Tensor]:
+        """As `ArrayImages.views`; each image draws from the stream (seed, step, its position in the batch)."""
+
+        def one(position: int) -> Tensor:
+            image = decode(self.paths[int(index[position])])[None]
+            h, w = image.shape[-2:]
+            draws = stream(seed, "views", step, position)
+            params = (draw_params(1, h, w, self.recipe, draws) for _ in range(d))
+            return torch.cat([make_view(image, self.recipe, view) for view in params])
+
+        views = torch.stack(list(self.pool.map(one, range(len(index)))), dim=1)
+        return list(views.to(self.device, non_blocking=True).unbind(0))
+
+    def plain(self, batch: int = 100) -> Iterator[Tensor]:
+        """As `ArrayImages.plain`, decoding the next batch while the current one is used."""
+        ahead: list[Future[Tensor]] = []
+        for start in range(0, len(self), batch):
+            following = [self.pool.submit(self._plain_one, path) for path in self.paths[start : start + batch]]
+            if ahead:
+                yield self._collect(ahead)
+            ahead = following
+        if ahead:
+            yield self._collect(ahead)
+
+    def _plain_one(self, path: Path) -> Tensor:
+        pixels = resize_center_crop(decode(path)[None], self.eval_resize or self.recipe.size, self.recipe.size)
+        return normalize(pixels, self.recipe.mean, self.recipe.std)
+
+    def _collect(self, futures: list[Future[Tensor]]) -> Tensor:
+        return torch.cat([future.result() for future in futures]).to(self.device, non_blocking=True)
+
+
+def decode(path: Path) -> Tensor:
+    """An image file as uint8 (3, h, w), RGB; DataError names a file that is broken."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path}: cannot be decoded ({error}): restore the file from the original archive") from None
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

@@ -1,0 +1,161 @@
+"""Whitening and the W-MSE loss (paper, Sections 3 and 3.1).
+
+Shapes: D views, N images, K embedding dimensions, n samples of one whitened group.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class SingularCovarianceError(ArithmeticError):
+    """The covariance of a group of samples is not positive definite, so the group cannot be whitened."""
+
+    def __init__(self, where: str, size: int, dim: int) -> None:
+        super().__init__(
+            f"{where}: the covariance of {size} samples of {dim} dimensions is singular. Either the sub-batch is too "
+            "small (w_size of at least twice the embedding size is advised), or the embeddings have collapsed or are "
+            "not finite"
+        )
+
+
+def whiten(x: Tensor, eps: float = 0.0) -> Tensor:
+    """Whiten each group of n samples: zero mean and identity covariance over the second-last axis.
+
+    Args:
+        x: (..., n, k) samples; float64 stays float64, everything else is computed in float32 whatever autocast says.
+        eps: shrinkage of the covariance towards the identity, ``(1 - eps) * cov + eps * I``. The paper uses 0, and
+            any other value changes the method.
+
+    Returns:
+        (..., n, k) whitened samples ``L^-1 (x - mean)`` with ``L L^T = cov`` (Cholesky, divided by n - 1).
+
+    Raises:
+        SingularCovarianceError: a group's covariance is not positive definite (or not finite).
+
+    Source: Section 3 of the paper, "whitening" by Cholesky decomposition following Siarohin et al. (2019).
+    """
+    z, info = whiten_unchecked(x, eps)
+    if info.any():
+        group = ", ".join(map(str, info.nonzero()[0].tolist())) if info.dim() else "the only one"
+        raise SingularCovarianceError(f"group {group}", x.shape[-2], x.shape[-1])
+    return z
+
+
+def whiten_unchecked(x: Tensor, eps: float = 0.0) -> tuple[Tensor, Tensor]:
+    """`whiten` that leaves the check to the caller, so that a GPU needs no synchronisation.
+
+    Returns:
+        The (..., n, k) whitened samples and the (...) int32 state of each factorisation: 0 where it succeeded.
+        The samples of a failed group are meaningless.
+    """
+    n, k = x.shape[-2:]
+    if n < 2:
+        raise ValueError(f"whitening needs at least 2 samples in a group, got {n}")
+    with torch.autocast(x.device.type, enabled=False):
+        x = x if x.dtype == torch.float64 else x.float()
+        x = x - x.mean(dim=-2, keepdim=True)
+        cov = x.mT @ x / (n - 1)
+        if eps:
+            cov = (1 - eps) * cov + eps * torch.eye(k, dtype=x.dtype, device=x.device)
+        chol, info = torch.linalg.cholesky_ex(cov)
+        # One triangular solve for all groups: z^T = L^-1 x^T, written for row vectors as z L^T = x.
+        z = torch.linalg.solve_triangular(chol.mT, x, upper=True, left=False)
+    return z, info
+
+
+def sub_batches(embeddings: Tensor, *, w_size: int, w_iter: int, generator: torch.Generator | None = None) -> Tensor:
+    """Slice a batch into random sub-batches (Section 3.1, "batch slicing").
+
+    Each of the `w_iter` iterations draws one permutation of the N images, shared by all views.
+
+    Args:
+        embeddings: (d, N, k).
+        generator: a CPU generator of the permutations (the global one if None).
+
+    Returns:
+        (d, w_iter, N / w_size, w_size, k)
+    """
+    d, n, k = embeddings.shape
+    if w_size < 2 or n % w_size:
+        raise ValueError(f"the number of images ({n}) must be a multiple of w_size ({w_size}), which is at least 2")
+    if w_iter < 1:
+        raise ValueError(f"w_iter must be at least 1, got {w_iter}")
+    # Drawn on the CPU: the same seed gives the same slices on every device.
+    order = torch.stack([torch.randperm(n, generator=generator) for _ in range(w_iter)])
+    if embeddings.is_cuda:
+        order = order.pin_memory().to(embeddings.device, non_blocking=True)
+    return embeddings[:, order].view(d, w_iter, n // w_size, w_size, k)
+
+
+def wmse_loss(
+    embeddings: Tensor,
+    *,
+    w_size: int,
+    w_iter: int = 1,
+    normalize: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """W-MSE: the mean squared distance between the whitened views of an image, over all pairs of views.
+
+    Args:
+        embeddings: (d, N, k) outputs of the projection head for d >= 2 views of N images.
+        w_size: samples in a whitened sub-batch; divides N and exceeds k.
+        w_iter: independent slicings whose losses are averaged.
+        normalize: scale the whitened vectors to unit length, so that the distance is 2 - 2 cos. False is the
+            paper's Euclidean ablation, whose mean also runs over the k dimensions (as in the authors' code).
+        generator: a CPU generator of the permutations.
+
+    Returns:
+        A scalar in float32 (float64 for float64 embeddings); gradient reaches every view.
+
+    Raises:
+        SingularCovarianceError: a sub-batch cannot be whitened; the message says which one, of which view.
+
+    Source: equations 3 to 6 of the paper and its Section 3.1.
+    """
+    loss, info = wmse_loss_unchecked(embeddings, w_size=w_size, w_iter=w_iter, normalize=normalize, generator=generator)
+    check_factorisations(info, w_size, embeddings.shape[-1])
+    return loss
+
+
+def wmse_loss_unchecked(
+    embeddings: Tensor,
+    *,
+    w_size: int,
+    w_iter: int = 1,
+    normalize: bool = True,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`wmse_loss` without the check: also returns the (d, w_iter, N / w_size) states of the factorisations."""
+    if embeddings.dim() != 3 or embeddings.shape[0] < 2:
+        raise ValueError(f"embeddings must have shape (d >= 2, N, k), got {tuple(embeddings.shape)}")
+    if w_size <= embeddings.shape[-1]:
+        raise ValueError(f"w_size ({w_size}) must exceed the embedding size ({embeddings.shape[-1]})")
+    z, info = whiten_unchecked(sub_batches(embeddings, w_size=w_size, w_iter=w_iter, generator=generator))
+    if normalize:
+        z = torch.nn.functional.normalize(z, dim=-1)
+    loss = mean_pair_distance(z)
+    return (loss if normalize else loss / z.shape[-1]), info
+
+
+def mean_pair_distance(z: Tensor) -> Tensor:
+    """Mean over all pairs of views and all samples of ||z_i - z_j||^2, linear in the number of views.
+
+    Args:
+        z: (d, ..., k), one slice a view.
+
+    Since sum_{i<j} ||z_i - z_j||^2 = d * sum_i ||z_i - mean||^2, the d(d-1)/2 pairs need not be formed. Unlike the
+    form 2d/(d-1) * (1 - ||mean||^2) for unit vectors, this one does not cancel when the views agree.
+    """
+    d, samples = z.shape[0], z[0].numel() // z.shape[-1]
+    return (z - z.mean(dim=0)).square().sum() * (2 / ((d - 1) * samples))
+
+
+def check_factorisations(info: Tensor, w_size: int, k: int) -> None:
+    """Raise SingularCovarianceError for the first failed entry of the (d, w_iter, sub-batches) states `info`."""
+    if info.any():
+        view, iteration, sub_batch = info.nonzero()[0].tolist()
+        where = f"view {view}, whitening iteration {iteration}, sub-batch {sub_batch}"
+        raise SingularCovarianceError(where, w_size, k)

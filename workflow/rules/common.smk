@@ -1,0 +1,84 @@
+"""Configuration, paths and the share of the machine that each job gets."""
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from wmse.config import load_project
+from wmse.errors import ConfigError
+
+try:
+    PROJECT = load_project(Path(workflow.basedir).parent, config)
+except ConfigError as error:
+    raise WorkflowError(f"configuration: {error}") from None
+
+SETTINGS = PROJECT.settings
+RUNS = {spec.run: spec for spec in PROJECT.runs}
+TRAINED = [spec.run for spec in PROJECT.runs if spec.trained]
+DATA, RESULTS = SETTINGS["data_root"], SETTINGS["results"]
+PLOTS = expand("{results}/plots/{name}.png", results=RESULTS, name=["training", "accuracy", "collapse"])
+GPU = SETTINGS["device"] == "cuda" or (SETTINGS["device"] == "auto" and shutil.which("nvidia-smi") is not None)
+
+
+wildcard_constraints:
+    benchmark=r"[a-z0-9_]+",
+    method=r"[a-z0-9@.-]+",
+    seed=r"seed\d+-[0-9a-f]{8}",
+
+
+def run_file(name):
+    """The pattern of a file in a run's directory."""
+    return RESULTS + "/runs/{benchmark}/{method}/{seed}/" + name
+
+
+def spec_of(wildcards):
+    """The specification of the run that the wildcards name."""
+    run = f"{wildcards.benchmark}/{wildcards.method}/{wildcards.seed}"
+    if run not in RUNS:
+        raise WorkflowError(f"{run} is not a run of this configuration; `wmse runs` lists them")
+    return RUNS[run]
+
+
+def spec_json(wildcards):
+    """The specification as JSON: as a job's parameter, it reruns the job when it changes, and no other."""
+    return json.dumps(spec_of(wildcards).to_dict())
+
+
+def manifest(wildcards):
+    """The prepared data. `ancient`: preparing it again gives the same bytes, and must not repeat weeks of training."""
+    return ancient(f"{DATA}/{wildcards.benchmark}/prepared/manifest.json")
+
+
+def share_of_cores(jobs):
+    """Threads of one of `jobs` jobs: the configured number, or on a GPU what feeds it, or an even share of the cores."""
+    cores = workflow.cores or 1
+    if SETTINGS["threads"] != "auto":
+        return SETTINGS["threads"]
+    return min(8, cores) if GPU else max(1, cores // max(1, min(cores, jobs)))
+
+
+def pretrain_threads(wildcards):
+    """A share of the cores, twice as much for four positives as for two: all runs then take about as long.
+
+    Snakemake never lets the running jobs' threads exceed the cores.
+    """
+    share = share_of_cores(len(TRAINED))
+    return share if GPU or SETTINGS["threads"] != "auto" else share * max(1, spec_of(wildcards).d // 2)
+
+
+def flag(name):
+    """A setting that is true, false or auto, as the command line takes it."""
+    return str(SETTINGS[name]).lower()
+
+
+# Settings of the machine are in the command, not in `params`: changing them must not rerun what is finished.
+RUNTIME = " ".join([
+    f"--data-root {shlex.quote(DATA)}",
+    f"--device {SETTINGS['device']}",
+    f"--channels-last {flag('channels_last')}",
+    f"--compile {flag('compile')}",
+    *(["--deterministic"] if SETTINGS["deterministic"] else []),
+])
