@@ -106,20 +106,22 @@ class RunSpec:
 
     @functools.cached_property
     def hash(self) -> str:
-        """SHA-256 of the specification, in hexadecimal.
-
-        Parameters at their default are left out: one that is added later, with a default that changes nothing, leaves
-        every older run its hash.
-        """
-        defaults = RunSpec(self.benchmark, self.method).to_dict()
-        changed = {k: v for k, v in self.to_dict().items() if k in IDENTITY or v != defaults[k]}
-        content = json.dumps([SPEC_VERSION, changed], sort_keys=True)
+        """SHA-256 of `compact` and the version of its meaning, in hexadecimal."""
+        content = json.dumps([SPEC_VERSION, self.compact()], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property
     def run(self) -> str:
         """The run's name and its directory below ``results/runs``: cell, seed and hash."""
         return f"{self.cell}/seed{self.seed}-{self.hash[:8]}"
+
+    def compact(self) -> dict[str, Any]:
+        """The identity and what differs from the defaults, as plain values; `from_dict` takes it back.
+
+        A parameter that is added later, with a default that changes nothing, leaves every older run its hash.
+        """
+        defaults = RunSpec(self.benchmark, self.method).to_dict()
+        return {key: value for key, value in self.to_dict().items() if key in IDENTITY or value != defaults[key]}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON gives them back."""

@@ -19,8 +19,14 @@ SETTINGS = PROJECT.settings
 RUNS = {spec.run: spec for spec in PROJECT.runs}
 TRAINED = [spec.run for spec in PROJECT.runs if spec.trained]
 DATA, RESULTS = SETTINGS["data_root"], SETTINGS["results"]
-PLOTS = expand("{results}/plots/{name}.png", results=RESULTS, name=["training", "accuracy", "collapse"])
-GPU = SETTINGS["device"] == "cuda" or (SETTINGS["device"] == "auto" and shutil.which("nvidia-smi") is not None)
+PLOTS = expand(
+    "{results}/plots/{name}.png",
+    results=RESULTS,
+    name=["training", "accuracy", "collapse"],
+)
+GPU = SETTINGS["device"] == "cuda" or (
+    SETTINGS["device"] == "auto" and shutil.which("nvidia-smi") is not None
+)
 
 
 wildcard_constraints:
@@ -31,20 +37,36 @@ wildcard_constraints:
 
 def run_file(name):
     """The pattern of a file in a run's directory."""
-    return RESULTS + "/runs/{benchmark}/{method}/{seed}/" + name
+    return f"{RESULTS}/runs/{{benchmark}}/{{method}}/{{seed}}/{name}"
 
 
 def spec_of(wildcards):
     """The specification of the run that the wildcards name."""
     run = f"{wildcards.benchmark}/{wildcards.method}/{wildcards.seed}"
     if run not in RUNS:
-        raise WorkflowError(f"{run} is not a run of this configuration; `wmse runs` lists them")
+        raise WorkflowError(
+            f"{run} is not a run of this configuration; `wmse runs` lists them"
+        )
     return RUNS[run]
 
 
 def spec_json(wildcards):
     """The specification as JSON: as a job's parameter, it reruns the job when it changes, and no other."""
-    return json.dumps(spec_of(wildcards).to_dict())
+    return json.dumps(spec_of(wildcards).compact())
+
+
+def encoder_of(wildcards):
+    """What an evaluation reads besides the data: nothing for the baselines, which have no training."""
+    return (
+        [run_file("encoder.safetensors"), run_file("pretrain.json")]
+        if spec_of(wildcards).trained
+        else []
+    )
+
+
+def folders(files):
+    """The folders of some files."""
+    return [str(Path(file).parent) for file in files]
 
 
 def manifest(wildcards):
@@ -66,7 +88,11 @@ def pretrain_threads(wildcards):
     Snakemake never lets the running jobs' threads exceed the cores.
     """
     share = share_of_cores(len(TRAINED))
-    return share if GPU or SETTINGS["threads"] != "auto" else share * max(1, spec_of(wildcards).d // 2)
+    return (
+        share
+        if GPU or SETTINGS["threads"] != "auto"
+        else share * max(1, spec_of(wildcards).d // 2)
+    )
 
 
 def flag(name):
@@ -74,11 +100,13 @@ def flag(name):
     return str(SETTINGS[name]).lower()
 
 
-# Settings of the machine are in the command, not in `params`: changing them must not rerun what is finished.
-RUNTIME = " ".join([
-    f"--data-root {shlex.quote(DATA)}",
-    f"--device {SETTINGS['device']}",
-    f"--channels-last {flag('channels_last')}",
-    f"--compile {flag('compile')}",
-    *(["--deterministic"] if SETTINGS["deterministic"] else []),
-])
+def command(stage, extra=""):
+    """The start of a stage's shell command.
+
+    Settings of the machine stand here and not in `params`: changing them must not repeat what is finished.
+    """
+    deterministic = "--deterministic" if SETTINGS["deterministic"] else ""
+    return (
+        f"wmse {stage} --data-root {shlex.quote(DATA)} --preset {SETTINGS['preset']} --device {SETTINGS['device']}"
+        f" --channels-last {flag('channels_last')} --compile {flag('compile')} {deterministic} {extra} "
+    )

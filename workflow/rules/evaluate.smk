@@ -1,11 +1,6 @@
 """Linear probe and 5-nn of every run, baselines included."""
 
 
-def encoder_of(wildcards):
-    """What an evaluation reads besides the data: nothing for the baselines, which have no training."""
-    return [run_file("encoder.safetensors"), run_file("pretrain.json")] if spec_of(wildcards).trained else []
-
-
 rule evaluate:
     input:
         manifest,
@@ -14,11 +9,11 @@ rule evaluate:
         run_file("result.json"),
     log:
         run_file("evaluate.log"),
-    params:
-        spec=spec_json,
     threads: share_of_cores(len(RUNS))
     resources:
         gpu=int(GPU),
+    params:
+        spec=spec_json,
     shell:
-        "wmse evaluate --spec {params.spec:q} --preset {SETTINGS[preset]} --out $(dirname {output:q})"
-        " {RUNTIME} --threads {threads} --log {log:q}"
+        command("evaluate")
+        + "--spec {params.spec:q} --out $(dirname {output:q}) --threads {threads} --log {log:q}"

@@ -7,6 +7,7 @@ rule prepare:
     log:
         f"{RESULTS}/logs/prepare/{{benchmark}}.log",
     params:
+        data_root=lambda wildcards, output: Path(output[0]).parents[2],
         offline="" if SETTINGS["download"] else "--no-download",
     shell:
-        "wmse prepare {wildcards.benchmark} --data-root {DATA:q} {params.offline} --log {log:q}"
+        "wmse prepare {wildcards.benchmark} --data-root {params.data_root:q} {params.offline} --log {log:q}"

@@ -10,11 +10,11 @@ rule pretrain:
         history=run_file("history.csv"),
     log:
         run_file("pretrain.log"),
-    params:
-        spec=spec_json,
     threads: pretrain_threads
     resources:
         gpu=int(GPU),
+    params:
+        spec=spec_json,
     shell:
-        "wmse pretrain --spec {params.spec:q} --preset {SETTINGS[preset]} --out $(dirname {output.encoder:q})"
-        " {RUNTIME} --threads {threads} --checkpoint-minutes {SETTINGS[checkpoint_minutes]} --log {log:q}"
+        command("pretrain", f"--checkpoint-minutes {SETTINGS['checkpoint_minutes']}")
+        + "--spec {params.spec:q} --out $(dirname {output.encoder:q}) --threads {threads} --log {log:q}"

@@ -6,28 +6,44 @@ HISTORIES = [f"{RESULTS}/runs/{run}/history.csv" for run in TRAINED]
 
 rule tables:
     input:
-        RESULT_FILES,
+        results=RESULT_FILES,
     output:
-        report(f"{RESULTS}/tables.md", caption="../report/tables.rst", category="Tables"),
+        report(
+            f"{RESULTS}/tables.md", caption="../report/tables.rst", category="Tables"
+        ),
     log:
         f"{RESULTS}/logs/tables.log",
     params:
-        runs=[f"{RESULTS}/runs/{run}" for run in RUNS],
+        runs=lambda wildcards, input: folders(input.results),
+        out=lambda wildcards, output: Path(output[0]).parent,
     shell:
-        "wmse report --only tables --out {RESULTS:q} {params.runs:q} --log {log:q}"
+        "wmse report --only tables --out {params.out:q} --log {log:q} {params.runs:q}"
 
 
 rule plots:
     input:
-        RESULT_FILES,
-        HISTORIES,
+        results=RESULT_FILES,
+        histories=HISTORIES,
     output:
-        report(f"{RESULTS}/plots/training.png", caption="../report/training.rst", category="Plots"),
-        report(f"{RESULTS}/plots/accuracy.png", caption="../report/accuracy.rst", category="Plots"),
-        report(f"{RESULTS}/plots/collapse.png", caption="../report/collapse.rst", category="Plots"),
+        report(
+            f"{RESULTS}/plots/training.png",
+            caption="../report/training.rst",
+            category="Plots",
+        ),
+        report(
+            f"{RESULTS}/plots/accuracy.png",
+            caption="../report/accuracy.rst",
+            category="Plots",
+        ),
+        report(
+            f"{RESULTS}/plots/collapse.png",
+            caption="../report/collapse.rst",
+            category="Plots",
+        ),
     log:
         f"{RESULTS}/logs/plots.log",
     params:
-        runs=[f"{RESULTS}/runs/{run}" for run in RUNS],
+        runs=lambda wildcards, input: folders(input.results),
+        out=lambda wildcards, output: Path(output[0]).parents[1],
     shell:
-        "wmse report --only plots --out {RESULTS:q} {params.runs:q} --log {log:q}"
+        "wmse report --only plots --out {params.out:q} --log {log:q} {params.runs:q}"

@@ -1,0 +1,45 @@
+# Two commands do everything: `make quickstart` and `make test`. Both make .venv first, from the lock file.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CORES ?= all
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help quickstart test lint format lock clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# The virtual environment has no pip of its own (Debian's python3 may lack ensurepip); the system's pip fills it.
+$(VENV)/.complete: envs/requirements.lock pyproject.toml
+	$(PYTHON) -m venv --without-pip --clear $(VENV)
+	$(PYTHON) -m pip --python $(BIN)/python install --require-hashes -r envs/requirements.lock --progress-bar off
+	$(PYTHON) -m pip --python $(BIN)/python install --no-deps --no-build-isolation --editable . --progress-bar off
+	touch $@
+
+quickstart: $(VENV)/.complete ## set up, run the whole DAG on the embedded data, print the tables
+	snakemake --cores $(CORES)
+	@cat results/tables.md
+	@echo; echo "Tables: results/tables.md  Plots: results/plots/"
+
+test: $(VENV)/.complete ## set up and run the tests
+	pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.complete ## ruff (lint and format), snakefmt, snakemake --lint
+	ruff check .
+	ruff format --check .
+	snakefmt --check workflow
+	snakemake --lint
+
+format: $(VENV)/.complete ## apply the formatters
+	ruff check --fix .
+	ruff format .
+	snakefmt workflow
+
+lock: ## resolve the dependencies again (needs uv)
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --extra dev pyproject.toml \
+		--output-file envs/requirements.lock --quiet
+
+clean: ## remove what the DAG generated for the current configuration (data and environment stay)
+	snakemake --cores 1 --delete-all-output

@@ -1,0 +1,86 @@
+"""Shared by the tests: a small synthetic benchmark in memory, tiny run specifications, and where real data may lie."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from wmse.config import RunSpec, make_spec
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# 8-pixel views of a narrow network: a step takes milliseconds, through the same code as the paper's recipe.
+TINY: dict[str, Any] = {
+    "epochs": 3,
+    "batch_size": 64,
+    "embedding": 8,
+    "w_size": 32,
+    "width": 4,
+    "head_hidden": 16,
+    "view_size": 8,
+    "eval_resize": 8,
+    "warmup_iterations": 3,
+    "lr_drops": [1],
+    "eval_every": 2,
+    "eval_every_final": 1,
+    "probe_epochs": 5,
+    "probe_batch_size": 50,
+    "precision": "fp32",
+}
+
+
+@dataclass
+class FakeSplit:
+    """The interface of `wmse.datasets.Split` for images in memory."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class FakeData(dict[str, FakeSplit]):
+    """The interface of `wmse.datasets.Prepared`."""
+
+    digest = "sha256:fake"
+
+
+def make_images(n: int, seed: int) -> FakeSplit:
+    """n images of ten classes that a classifier can tell apart: a class colour under noise."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 10
+    colour = np.random.default_rng(0).integers(0, 256, (10, 3, 1, 1))
+    noise = rng.integers(-60, 60, (n, 3, 32, 32))
+    return FakeSplit(np.clip(colour[labels] + noise, 0, 255).astype(np.uint8), labels.astype(np.int64))
+
+
+@pytest.fixture
+def data() -> FakeData:
+    """200 training and 60 test images in the shape of CIFAR-10."""
+    train = make_images(200, 1)
+    return FakeData(pretrain=train, train=train, test=make_images(60, 2))
+
+
+def tiny_spec(label: str = "wmse-2", seed: int = 0, benchmark: str = "cifar10", **overrides: Any) -> RunSpec:
+    """A run of the tiny configuration."""
+    return make_spec(f"{benchmark}/{label}", seed, [TINY, overrides])
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def real_cifar10() -> Path | None:
+    """A data root with the prepared or raw CIFAR-10, where there is one."""
+    for root in (os.environ.get("WMSE_DATA_ROOT"), ROOT / "data"):
+        if root and (Path(root) / "cifar10" / "prepared" / "manifest.json").exists():
+            return Path(root)
+    return None

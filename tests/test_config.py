@@ -1,0 +1,160 @@
+"""From the configuration to the runs: recipes, overrides, hashes, and one clear message for whatever is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from wmse.config import RunSpec, load_project, make_spec, paper_differences
+from wmse.errors import ConfigError
+
+QUICK = {"preset": "quick"}
+
+# (benchmark, method) -> epochs, lr, N, k, w_size, w_iter: the table of recipes in the authors' code.
+PAPER = {
+    "cifar10/wmse-2": (1000, 3e-3, 512, 64, 128, 1),
+    "cifar10/wmse-4": (1000, 3e-3, 256, 64, 128, 1),
+    "cifar100/wmse-4": (1000, 3e-3, 256, 64, 128, 1),
+    "stl10/wmse-2": (2000, 2e-3, 512, 128, 256, 4),
+    "stl10/wmse-4": (2000, 2e-3, 256, 128, 256, 1),
+    "tiny_imagenet/wmse-2": (1000, 2e-3, 512, 128, 256, 4),
+    "tiny_imagenet/wmse-4": (1000, 2e-3, 256, 128, 256, 1),
+    "imagenet100/wmse-2": (240, 2e-3, 512, 128, 256, 1),
+    "imagenet100/wmse-4": (240, 2e-3, 256, 128, 256, 1),
+}
+
+
+@pytest.mark.parametrize("cell", PAPER)
+def test_the_paper_preset_has_the_papers_recipe(cell: str) -> None:
+    spec = next(spec for spec in load_project(ROOT, {"preset": "paper"}).runs if spec.cell == cell)
+    found = (spec.epochs, spec.lr, spec.batch_size, spec.embedding, spec.w_size, spec.w_iter)
+    assert found == PAPER[cell]
+    assert (spec.width, spec.warmup_iterations, spec.lr_drops, spec.lr_drop_factor) == (64, 500, (50, 25), 0.2)
+    assert (spec.optimizer, spec.weight_decay, spec.probe_epochs, spec.probe_lr) == ("adam", 1e-6, 500, (1e-2, 1e-6))
+    assert paper_differences(spec) == {}
+
+
+def test_the_paper_preset_covers_every_benchmark_and_both_numbers_of_positives() -> None:
+    cells = {spec.cell for spec in load_project(ROOT, {"preset": "paper"}).runs}
+    four = ("cifar10", "cifar100", "stl10", "tiny_imagenet")
+    assert {f"{b}/{m}" for b in four for m in ("simclr", "wmse-2", "wmse-4", "random", "pixels")} <= cells
+    assert {"imagenet100/wmse-2", "imagenet100/wmse-4", "imagenet/wmse-4", "imagenet/wmse-4@400-epochs"} <= cells
+
+
+def test_views_follow_the_benchmarks_recipe() -> None:
+    cifar, imagenet = make_spec("cifar10/wmse-2", 0), make_spec("imagenet100/wmse-2", 0)
+    assert (cifar.jitter, cifar.grayscale_p, cifar.blur_p) == ((0.4, 0.4, 0.4, 0.1), 0.1, 0.0)
+    assert (imagenet.jitter, imagenet.grayscale_p, imagenet.blur_p) == ((0.8, 0.8, 0.8, 0.2), 0.2, 0.5)
+    assert imagenet.crop_scale == (0.08, 1.0)
+    assert (imagenet.eval_resize, imagenet.view_size) == (256, 224)
+
+
+@pytest.mark.parametrize(("d", "images"), [(3, 256), (6, 128), (8, 128), (16, 128)])
+def test_other_numbers_of_positives_keep_the_number_of_views(d: int, images: int) -> None:
+    assert make_spec(f"cifar10/wmse-{d}", 0).batch_size == images
+
+
+def test_a_hash_depends_on_every_parameter_and_on_nothing_else() -> None:
+    spec = make_spec("cifar10/wmse-4", 0)
+    assert spec.hash == make_spec("cifar10/wmse-4", 0, [{"lr": 0.003}]).hash
+    others = [make_spec("cifar10/wmse-4", 1), make_spec("cifar10/wmse-4", 0, [{"lr": 0.004}])]
+    assert len({spec.hash, *(other.hash for other in others)}) == 3
+    assert RunSpec.from_dict(spec.compact()) == RunSpec.from_dict(spec.to_dict()) == spec
+
+
+def test_a_known_hash_stays() -> None:
+    # Finished runs are found by this hash: if this fails, every result of every user is orphaned.
+    assert make_spec("cifar10/wmse-4", 0).run == "cifar10/wmse-4/seed0-705bd1b8"
+
+
+def test_the_last_matching_pattern_wins_and_the_user_wins_over_the_preset() -> None:
+    parameters = {"*": {"epochs": 9}, "fashion_mnist/wmse-4": {"epochs": 11}}
+    runs = load_project(ROOT, {**QUICK, "parameters": parameters}).runs
+    assert {spec.label: spec.epochs for spec in runs} == {"simclr": 9, "wmse-2": 9, "wmse-4": 11, "random": 0, "pixels": 0}
+    assert all(spec.width == 8 for spec in runs if spec.trained)
+
+
+def test_overriding_one_run_changes_no_other() -> None:
+    before = {spec.label: spec.hash for spec in load_project(ROOT, QUICK).runs}
+    changed = load_project(ROOT, {**QUICK, "parameters": {"*/wmse-2": {"lr": 0.001}}}).runs
+    assert [spec.label for spec in changed if spec.hash != before[spec.label]] == ["wmse-2"]
+
+
+def test_training_parameters_do_not_touch_the_baselines() -> None:
+    before = {spec.label: spec.hash for spec in load_project(ROOT, QUICK).runs}
+    changed = load_project(ROOT, {**QUICK, "parameters": {"*": {"lr": 0.001, "epochs": 4}}}).runs
+    same = {spec.label for spec in changed if spec.hash == before[spec.label]}
+    assert same == {"random", "pixels"}
+
+
+def test_several_seeds_and_selections() -> None:
+    config = {**QUICK, "seeds": [3, 5], "methods": ["wmse-4", "random"]}
+    runs = [spec.run.rsplit("-", 1)[0] for spec in load_project(ROOT, config).runs]
+    assert runs == [f"fashion_mnist/{m}/seed{s}" for m in ("wmse-4", "random") for s in (3, 5)]
+
+
+def test_a_variant_is_a_cell_of_its_own() -> None:
+    config = {
+        **QUICK,
+        "variants": {"euclidean": {"normalize": False}},
+        "experiments": [{"benchmarks": ["fashion_mnist"], "methods": ["wmse-2", "wmse-2@euclidean"]}],
+    }
+    plain, euclidean = load_project(ROOT, config).runs
+    assert (plain.normalize, euclidean.normalize) == (True, False)
+    assert euclidean.cell == "fashion_mnist/wmse-2@euclidean"
+
+
+def test_a_reduced_run_says_what_differs_from_the_paper() -> None:
+    spec = make_spec("cifar10/wmse-4", 0, [{"epochs": 60, "width": 16, "eval_every": 1}])
+    assert paper_differences(spec) == {"epochs": {"run": 60, "paper": 1000}, "width": {"run": 16, "paper": 64}}
+
+
+def _cell(**parameters: Any) -> dict[str, Any]:
+    return {"parameters": {"fashion_mnist/wmse-4": parameters}}
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"preset": "qick"}, ["'preset'", "qick", "did you mean 'quick'", "cpu", "paper"]),
+        ({"presett": "quick"}, ["unknown key 'presett'", "did you mean 'preset'"]),
+        ({"seeds": []}, ["'seeds'"]),
+        ({"seeds": [1, 1]}, ["'seeds'"]),
+        ({"seeds": ["a"]}, ["'seeds.0'", "integer"]),
+        ({"device": "gpu"}, ["'device'", "auto, cpu, cuda"]),
+        ({"threads": 0}, ["'threads'"]),
+        ({"checkpoint_minutes": -1}, ["'checkpoint_minutes'"]),
+        ({"parameters": 3}, ["'parameters'", "mapping"]),
+        ({"parameters": {"cifar11/*": {}}}, ["cifar11", "did you mean 'cifar1"]),
+        ({"parameters": {"wmse-4": {}}}, ["'wmse-4'", "BENCHMARK/METHOD"]),
+        ({"parameters": {"*": {"epoch": 3}}}, ["unknown parameter 'epoch'", "did you mean 'epochs'"]),
+        ({"parameters": {"*": {"seed": 3}}}, ["'seed' cannot be overridden"]),
+        ({"benchmarks": ["cifar10"]}, ["'benchmarks'", "cifar10", "fashion_mnist"]),
+        ({"methods": ["byoll"]}, ["'methods'", "byoll", "wmse-4"]),
+        ({"experiments": [{"benchmarks": ["mnist"], "methods": ["wmse-2"]}]}, ["benchmark 'mnist'", "cifar10"]),
+        ({"experiments": [{"benchmarks": ["cifar10"], "methods": ["wmse-1"]}]}, ["wmse-1", "from 2 to 64"]),
+        ({"experiments": [{"benchmarks": ["cifar10"], "methods": ["wmse-2@x"]}]}, ["unknown variant 'x'"]),
+        (_cell(batch_size=100), ["fashion_mnist/wmse-4", "batch_size (100)", "multiple of w_size (64)"]),
+        (_cell(w_size=32), ["fashion_mnist/wmse-4", "w_size (32)", "greater than embedding (32)"]),
+        (_cell(epochs="ten"), ["epochs must be an integer", "'ten'"]),
+        (_cell(epochs=0), ["epochs must be at least 1"]),
+        (_cell(epochs=2), ["lr_drops", "between 1 and epochs - 1"]),
+        (_cell(epochs=True), ["epochs must be an integer"]),
+        (_cell(lr=float("nan")), ["lr must be at least 0"]),
+        (_cell(jitter=[0.4, 0.4]), ["jitter must be a list of 4 numbers"]),
+        (_cell(jitter=[0.4, 0.4, 0.4, 0.9]), ["hue"]),
+        (_cell(crop_scale=[1.0, 0.2]), ["crop_scale", "low <= high"]),
+        (_cell(optimizer="sgd"), ["optimizer", "adam, lars"]),
+        (_cell(precision="fp16"), ["precision", "bf16"]),
+        (_cell(eval_resize=16), ["eval_resize (16)", "view_size (32)"]),
+    ],
+)
+def test_bad_configuration_gives_one_message_that_names_key_and_allowed_values(
+    config: dict[str, Any], words: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_project(ROOT, {**QUICK, **config})
+    assert [word for word in words if word not in str(caught.value)] == []
+    assert "\n" not in str(caught.value)
