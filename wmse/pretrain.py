@@ -69,12 +69,22 @@ class EpochRecord:
     peak_memory_mb: float
 
 
+class Clock:
+    """Seconds since it was made, plus those of an earlier session."""
+
+    def __init__(self, earlier: float = 0.0) -> None:
+        self.started = time.perf_counter() - earlier
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+
 @dataclass
 class Progress:
     """Where a run is, apart from weights and optimiser: everything here goes into the checkpoint."""
 
     step: int = 0
-    seconds: float = 0.0  # training time of earlier sessions and epochs
+    seconds: float = 0.0  # training time of the finished epochs
     epoch_seconds: float = 0.0  # of the current epoch
     loss_sum: float = 0.0  # over the current epoch's steps
     resumed: int = 0
@@ -118,6 +128,8 @@ class Trainer:
         ]
         self.forward = torch.compile(self.method) if runtime.compile else self.method
         self.progress = Progress()
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self.clock = Clock()
         self.guard = StepGuard(spec, self.steps_per_epoch)
 
     def run(self) -> list[dict[str, Any]]:
@@ -125,27 +137,32 @@ class Trainer:
         self._restore()
         progress, saved_at = self.progress, time.monotonic()
         with self._tensorboard() as board, self._bar() as bar:
-            for epoch in range(progress.step // self.steps_per_epoch, self.spec.epochs):
-                order = torch.randperm(len(self.images), generator=stream(self.spec.seed, "order", epoch))
-                loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=self.runtime.device)
-                started = time.perf_counter() - progress.epoch_seconds
-                for i in range(progress.step % self.steps_per_epoch, self.steps_per_epoch):
-                    index = order[i * self.spec.batch_size : (i + 1) * self.spec.batch_size]
-                    output = self.step(index)
-                    loss_sum += output.loss.detach()
-                    if i % LOG_EVERY == 0 or i + 1 == self.steps_per_epoch:
-                        self._show(bar, epoch, i, loss_sum, time.perf_counter() - started)
+            while progress.step < self.total_steps:
+                for output in self._epoch_steps(bar):
+                    if progress.step % self.steps_per_epoch == 0:
+                        self._end_epoch(output, board)
                     stopping = self.stop()
                     if stopping or time.monotonic() - saved_at > self.checkpoint_seconds:
-                        progress.loss_sum, progress.epoch_seconds = loss_sum.item(), time.perf_counter() - started
                         self.save()
                         saved_at = time.monotonic()
                     if stopping:
                         raise Stopped(progress.step)
-                self.guard.flush()
-                self._end_epoch(epoch, output, loss_sum, time.perf_counter() - started, board)
         self.save()
         return progress.history
+
+    def _epoch_steps(self, bar: Any) -> Iterator[StepOutput]:
+        """The remaining steps of the current epoch; a resumed epoch goes on in the same order of images."""
+        progress, size = self.progress, self.spec.batch_size
+        epoch, first = divmod(progress.step, self.steps_per_epoch)
+        order = torch.randperm(len(self.images), generator=stream(self.spec.seed, "order", epoch))
+        self.loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=self.runtime.device)
+        self.clock = Clock(progress.epoch_seconds)
+        for i in range(first, self.steps_per_epoch):
+            output = self.step(order[i * size : (i + 1) * size])
+            self.loss_sum += output.loss.detach()
+            if i % LOG_EVERY == 0 or i + 1 == self.steps_per_epoch:
+                self._show(bar, epoch, i)
+            yield output
 
     def step(self, index: Tensor) -> StepOutput:
         """One optimiser step on the images `index` (N,)."""
@@ -165,24 +182,28 @@ class Trainer:
 
     # --- records ------------------------------------------------------------------------------------------------------
 
-    def _end_epoch(self, epoch: int, output: StepOutput, loss_sum: Tensor, seconds: float, board: Any) -> None:
+    def _end_epoch(self, output: StepOutput, board: Any) -> None:
         """Evaluate if it is due, and add a line to every record."""
+        self.guard.flush()
         spec, progress = self.spec, self.progress
+        epoch = progress.step // self.steps_per_epoch
+        loss = self.loss_sum.item() / self.steps_per_epoch  # waits for the device, so that the time is right
+        seconds = self.clock.seconds()
         views = self.steps_per_epoch * spec.batch_size * spec.d
         spread, rank = embedding_spread(output.embeddings[0])
         progress.seconds += seconds
-        progress.epoch_seconds = progress.loss_sum = 0.0
+        progress.loss_sum = progress.epoch_seconds = 0.0
         record = EpochRecord(
-            epoch=epoch + 1,
+            epoch=epoch,
             step=progress.step,
             views=progress.step * spec.batch_size * spec.d,
             seconds=round(progress.seconds, 3),
-            loss=loss_sum.item() / self.steps_per_epoch,
+            loss=loss,
             lr=self.optimizer.param_groups[0]["lr"],
             views_per_second=round(views / seconds, 1),
             embedding_std=spread.item(),
             effective_rank=rank.item(),
-            knn5_top1=self.knn() if evaluation_due(spec, epoch + 1) else None,
+            knn5_top1=self.knn() if evaluation_due(spec, epoch) else None,
             peak_memory_mb=round(peak_memory_bytes(self.runtime.device.type) / 2**20, 1),
         )
         progress.history.append(asdict(record))
@@ -223,12 +244,13 @@ class Trainer:
         ) as bar:
             yield bar
 
-    def _show(self, bar: Any, epoch: int, i: int, loss_sum: Tensor, seconds: float) -> None:
+    def _show(self, bar: Any, epoch: int, i: int) -> None:
         if bar.disable:
             return
-        rate = (i + 1) * self.spec.batch_size * self.spec.d / seconds
+        loss = self.loss_sum.item() / (i + 1)
+        rate = (i + 1) * self.spec.batch_size * self.spec.d / self.clock.seconds()
         bar.set_description(f"{self.spec.cell} epoch {epoch + 1}/{self.spec.epochs}", refresh=False)
-        bar.set_postfix_str(f"loss {loss_sum.item() / (i + 1):.4f}, {rate:.0f} views/s", refresh=False)
+        bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} views/s", refresh=False)
         bar.update(self.progress.step - bar.n)
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
@@ -236,6 +258,8 @@ class Trainer:
     def save(self) -> None:
         """Write the whole state; never a state whose last step was not checked."""
         self.guard.flush()
+        if self.progress.step % self.steps_per_epoch:  # between epochs both are 0
+            self.progress.loss_sum, self.progress.epoch_seconds = self.loss_sum.item(), self.clock.seconds()
         state = {
             "precision": self.runtime.precision,
             "data": self.data.digest,

@@ -1,0 +1,102 @@
+"""Evaluation of a run: features, probes, result files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FakeData, tiny_spec
+from safetensors.torch import load_file
+from torchvision.models import resnet18
+
+from wmse.checkpoint import save_encoder
+from wmse.datasets import SOURCES
+from wmse.encoder import Encoder
+from wmse.errors import CheckpointError
+from wmse.evaluate import evaluate
+from wmse.features import extract, raw_pixels
+from wmse.images import open_images
+from wmse.pretrain import pretrain
+from wmse.probes import knn_accuracy
+from wmse.runtime import Runtime
+
+CPU = Runtime(torch.device("cpu"), channels_last=False)
+SILENT = {"log": lambda line: None}
+
+
+def test_a_trained_run_gets_a_result_with_provenance(data: FakeData, tmp_path: Path) -> None:
+    spec = tiny_spec("wmse-4")
+    pretrain(spec, data, tmp_path, CPU, **SILENT)
+    evaluate(spec, data, tmp_path, CPU, preset="test", **SILENT)
+    result = json.loads((tmp_path / "result.json").read_text())
+    history = (tmp_path / "history.csv").read_text().splitlines()[-1].split(",")
+    assert result["metrics"]["knn5_top1"] == pytest.approx(float(history[-2]))
+    assert 10 < result["metrics"]["linear_top1"] <= result["metrics"]["linear_top5"] <= 100
+    assert (result["spec_hash"], result["data"]["digest"]) == (spec.hash, data.digest)
+    assert result["evaluation"]["features"] == 32
+    assert result["provenance"]["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert result["paper_differences"]["width"] == {"run": 4, "paper": 64}
+
+
+def test_the_probes_are_repeatable_and_do_not_depend_on_the_global_generator(data: FakeData, tmp_path: Path) -> None:
+    results = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        results.append(evaluate(tiny_spec("random"), data, tmp_path, CPU, **SILENT)["metrics"])
+    assert results[0] == results[1]
+
+
+def test_features_are_taken_in_eval_mode_and_the_mode_is_restored(data: FakeData) -> None:
+    spec = tiny_spec()
+    images = open_images(data["test"], SOURCES["cifar10"], spec, CPU.device)
+    encoder = Encoder(stem="cifar", width=4).train()
+    buffers = {name: value.clone() for name, value in encoder.named_buffers()}
+    features = extract(encoder, images, CPU)
+    assert encoder.training
+    assert all(torch.equal(value, buffers[name]) for name, value in encoder.named_buffers())
+    alone = [encoder.eval()(batch[7:8]) for batch in images.plain()][0]
+    torch.testing.assert_close(features[7:8], alone.detach(), rtol=1e-4, atol=1e-5)  # no statistics of the batch
+
+
+def test_raw_pixels_are_the_normalised_images(data: FakeData, tmp_path: Path) -> None:
+    spec = tiny_spec("pixels", view_size=32, eval_resize=0)
+    source = SOURCES["cifar10"]
+    features = raw_pixels(open_images(data["test"], source, spec, CPU.device))
+    expected = torch.from_numpy(data["test"].images).float() / 255
+    expected = (expected - torch.tensor(source.mean).view(3, 1, 1)) / torch.tensor(source.std).view(3, 1, 1)
+    torch.testing.assert_close(features, expected.flatten(1))
+    result = evaluate(spec, data, tmp_path, CPU, **SILENT)
+    labels = [torch.from_numpy(data[name].labels) for name in ("train", "test")]
+    train = raw_pixels(open_images(data["train"], source, spec, CPU.device))
+    assert result["metrics"]["knn5_top1"] == knn_accuracy(train, labels[0], features, labels[1])
+    assert result["pretrain"] is None
+
+
+def test_another_runs_encoder_or_data_is_refused(data: FakeData, tmp_path: Path) -> None:
+    spec = tiny_spec()
+    with pytest.raises(CheckpointError, match=r"pretrain\.json: cannot be read .* run the pretraining"):
+        evaluate(spec, data, tmp_path, CPU, **SILENT)
+    pretrain(spec, data, tmp_path, CPU, **SILENT)
+    with pytest.raises(CheckpointError, match=r"pretrain\.json: belongs to a run with hash"):
+        evaluate(tiny_spec(lr=0.5), data, tmp_path, CPU, **SILENT)
+    save_encoder(tmp_path / "encoder.safetensors", Encoder(width=4), tiny_spec(lr=0.5), data.digest)
+    with pytest.raises(CheckpointError, match=r"encoder\.safetensors: the encoder of cifar10/wmse-2/seed0-"):
+        evaluate(spec, data, tmp_path, CPU, **SILENT)
+    (tmp_path / "encoder.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=r"encoder\.safetensors: not a readable encoder"):
+        evaluate(spec, data, tmp_path, CPU, **SILENT)
+    data.digest = "sha256:other"
+    with pytest.raises(CheckpointError, match="trained on data with digest sha256:fake"):
+        evaluate(spec, data, tmp_path, CPU, **SILENT)
+
+
+def test_a_full_width_encoder_loads_into_torchvisions_resnet_as_the_readme_says(tmp_path: Path) -> None:
+    encoder = Encoder("resnet18", "cifar", 64).eval()
+    save_encoder(tmp_path / "encoder.safetensors", encoder, tiny_spec(), "sha256:x")
+    model = resnet18()
+    model.conv1, model.maxpool, model.fc = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False), torch.nn.Identity(), torch.nn.Identity()
+    model.load_state_dict(load_file(tmp_path / "encoder.safetensors"))
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model.eval()(x), encoder(x))
