@@ -37,9 +37,10 @@ format: $(VENV)/.complete ## apply the formatters
 	ruff format .
 	snakefmt workflow
 
-lock: ## resolve the dependencies again (needs uv)
-	uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --extra dev pyproject.toml \
-		--output-file envs/requirements.lock --quiet
+LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
+lock: ## resolve the dependencies again (needs uv): everything, and what the image needs at the same versions
+	$(LOCK) --extra dev pyproject.toml --output-file envs/requirements.lock
+	$(LOCK) --constraint envs/requirements.lock pyproject.toml --output-file envs/runtime.lock
 
 clean: ## remove what the DAG generated for the current configuration (data and environment stay)
 	snakemake --cores 1 --delete-all-output

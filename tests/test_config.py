@@ -72,7 +72,13 @@ def test_a_known_hash_stays() -> None:
 def test_the_last_matching_pattern_wins_and_the_user_wins_over_the_preset() -> None:
     parameters = {"*": {"epochs": 9}, "fashion_mnist/wmse-4": {"epochs": 11}}
     runs = load_project(ROOT, {**QUICK, "parameters": parameters}).runs
-    assert {spec.label: spec.epochs for spec in runs} == {"simclr": 9, "wmse-2": 9, "wmse-4": 11, "random": 0, "pixels": 0}
+    assert {spec.label: spec.epochs for spec in runs} == {
+        "simclr": 9,
+        "wmse-2": 9,
+        "wmse-4": 11,
+        "random": 0,
+        "pixels": 0,
+    }
     assert all(spec.width == 8 for spec in runs if spec.trained)
 
 
@@ -93,6 +99,13 @@ def test_several_seeds_and_selections() -> None:
     config = {**QUICK, "seeds": [3, 5], "methods": ["wmse-4", "random"]}
     runs = [spec.run.rsplit("-", 1)[0] for spec in load_project(ROOT, config).runs]
     assert runs == [f"fashion_mnist/{m}/seed{s}" for m in ("wmse-4", "random") for s in (3, 5)]
+
+
+def test_the_command_lines_strings_become_numbers() -> None:
+    # What Snakemake makes of: --config seeds='[1]' parameters='{"*": {"lr": 1e-3, "normalize": false}}'
+    config = {**QUICK, "seeds": ["1"], "parameters": {"*": {"lr": "1e-3", "normalize": "false"}}}
+    spec = load_project(ROOT, config).runs[1]
+    assert (spec.seed, spec.lr, spec.normalize) == (1, 0.001, False)
 
 
 def test_a_variant_is_a_cell_of_its_own() -> None:

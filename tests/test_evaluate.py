@@ -56,7 +56,7 @@ def test_features_are_taken_in_eval_mode_and_the_mode_is_restored(data: FakeData
     features = extract(encoder, images, CPU)
     assert encoder.training
     assert all(torch.equal(value, buffers[name]) for name, value in encoder.named_buffers())
-    alone = [encoder.eval()(batch[7:8]) for batch in images.plain()][0]
+    alone = encoder.eval()(next(images.plain())[7:8])
     torch.testing.assert_close(features[7:8], alone.detach(), rtol=1e-4, atol=1e-5)  # no statistics of the batch
 
 
@@ -96,7 +96,11 @@ def test_a_full_width_encoder_loads_into_torchvisions_resnet_as_the_readme_says(
     encoder = Encoder("resnet18", "cifar", 64).eval()
     save_encoder(tmp_path / "encoder.safetensors", encoder, tiny_spec(), "sha256:x")
     model = resnet18()
-    model.conv1, model.maxpool, model.fc = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False), torch.nn.Identity(), torch.nn.Identity()
+    model.conv1, model.maxpool, model.fc = (
+        torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False),
+        torch.nn.Identity(),
+        torch.nn.Identity(),
+    )
     model.load_state_dict(load_file(tmp_path / "encoder.safetensors"))
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(model.eval()(x), encoder(x))

@@ -213,7 +213,7 @@ def test_a_singular_sub_batch_names_run_step_and_sub_batch(data: FakeData, tmp_p
 def test_a_loss_that_is_not_finite_stops_the_run(data: FakeData, tmp_path: Path) -> None:
     trainer = Trainer(tiny_spec("simclr"), data, tmp_path, CPU, log=lambda line: None)
     torch.nn.init.constant_(trainer.method.encoder.conv1.weight, float("nan"))
-    with pytest.raises(TrainingError, match="step 0 .*not finite"):
+    with pytest.raises(TrainingError, match=r"step 0 .*not finite"):
         trainer.run()
 
 
@@ -228,7 +228,8 @@ def test_two_processes_cannot_train_the_same_run(data: FakeData, tmp_path: Path)
             sys.executable,
             "-c",
             "import sys, time\nfrom pathlib import Path\nfrom wmse.files import exclusive_lock\n"
-            "with exclusive_lock(Path(sys.argv[1]), 'the other one'):\n    print('held', flush=True)\n    time.sleep(60)",
+            "with exclusive_lock(Path(sys.argv[1]), 'the other one'):\n"
+            "    print('held', flush=True)\n    time.sleep(60)",
             str(tmp_path / ".lock"),
         ],
         stdout=subprocess.PIPE,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from wmse.config import RunSpec
 from wmse.encoder import Encoder
@@ -53,7 +53,7 @@ def save_encoder(path: Path, encoder: Encoder, spec: RunSpec, data_digest: str) 
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
     metadata = {"format": "pt", "run": spec.run, "hash": spec.hash, "data": data_digest}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
+        temporary.write_bytes(save(tensors, metadata))
 
 
 def load_encoder(path: Path, encoder: Encoder, spec: RunSpec) -> None:

@@ -117,7 +117,7 @@ def run_prepare(options: argparse.Namespace, log: Log) -> None:
     from wmse.datasets import prepare
 
     data = prepare(options.benchmark, options.data_root, download=not options.no_download, log=log)
-    log(f"{options.benchmark}: prepared in {options.data_root / options.benchmark}, {data.digest}")
+    log(f"{options.benchmark}: ready in {data.folder}, {data.digest}")
 
 
 def run_list(options: argparse.Namespace, log: Log) -> None:

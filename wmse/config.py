@@ -275,7 +275,7 @@ VIEWS_PER_STEP = 1024  # d * N in the paper, for d = 2 and d = 4
 @functools.cache
 def recipes() -> dict[str, Any]:
     """The content of recipes.yaml."""
-    return yaml.safe_load((Path(__file__).parent / "recipes.yaml").read_text(encoding="utf-8"))
+    return plain_values(read_yaml(Path(__file__).parent / "recipes.yaml"))
 
 
 def parse_label(label: str) -> tuple[str, int, str]:
@@ -304,6 +304,7 @@ def paper_parameters(benchmark: str, method: str, d: int, variant: str = "") -> 
         raise ConfigError(unknown("benchmark", benchmark, book["benchmarks"]))
     block = dict(book["benchmarks"][benchmark])
     positives = block.pop("positives")
+    block.pop("paper", None)
     changes = book["methods"].get(method) or {}
     parameters = {
         **book["common"],
@@ -357,7 +358,7 @@ NOT_THE_RECIPE = (*IDENTITY, "eval_every", "eval_every_final", "precision")
 
 def paper_differences(spec: RunSpec) -> dict[str, dict[str, Any]] | None:
     """Parameters in which a run departs from the paper, each with both values; None where the paper has no such run."""
-    if not spec.trained or spec.benchmark == "fashion_mnist":
+    if not spec.trained or not recipes()["benchmarks"][spec.benchmark].get("paper", True):
         return None
     paper = RunSpec.from_dict(paper_parameters(spec.benchmark, spec.method, spec.d, spec.variant)).to_dict()
     return {
@@ -400,12 +401,12 @@ def load_project(root: Path, config: Mapping[str, Any] | None = None) -> Project
         ConfigError: one message that names the key and what is allowed.
     """
     workflow = root / "workflow"
-    config = dict(read_yaml(root / "config.yaml") if config is None else config)
+    config = plain_values(dict(read_yaml(root / "config.yaml") if config is None else config))
     presets = {path.stem: path for path in sorted((workflow / "presets").glob("*.yaml"))}
     name = config.get("preset", "quick")
-    if name not in presets:
+    if not isinstance(name, str) or name not in presets:
         raise ConfigError(f"key 'preset': {unknown('preset', str(name), presets)}")
-    preset = read_yaml(presets[name])
+    preset = plain_values(read_yaml(presets[name]))
     settings = {**preset, **config, "preset": name}
     settings["variants"] = {**_mapping(preset, "variants"), **_mapping(config, "variants")}
     schema = read_yaml(workflow / "schemas" / "config.schema.yaml")
@@ -415,6 +416,28 @@ def load_project(root: Path, config: Mapping[str, Any] | None = None) -> Project
     # The preset's patterns come first, so that the user's have the last word.
     patterns = [*_mapping(preset, "parameters").items(), *_mapping(config, "parameters").items()]
     return Project(settings, tuple(_runs(settings, patterns)))
+
+
+def plain_values(value: Any) -> Any:
+    """Turn strings that spell a number, true, false or null into that value, at any depth.
+
+    Snakemake hands over everything inside ``--config key='[...]'`` as strings, and YAML 1.1 reads 1e-3 as one.
+    """
+    if isinstance(value, Mapping):
+        return {key: plain_values(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain_values(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    words = {"true": True, "false": False, "null": None, "none": None}
+    if value.lower() in words:
+        return words[value.lower()]
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
 
 
 def _mapping(config: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def evaluate(
     seconds = time.perf_counter() - started
     log(f"{spec.run}: features {tuple(train.shape)} and {tuple(test.shape)} in {seconds:.1f} s")
     metrics = probe(spec, data, train, test)
-    log(", ".join(f"{name} {value:.2f} %" for name, value in metrics.items()))
+    log(", ".join(f"{name} {value:.2f} %" for name, value in metrics.items() if value is not None))
     result = {
         "format": 1,
         "run": spec.run,

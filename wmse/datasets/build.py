@@ -32,9 +32,7 @@ def prepare_source(
             write_listing(source, data_root, source.scan(source, data_root, log))
         else:
             _prepare_arrays(source, data_root, download, progress, log)
-        prepared = load_prepared(source, data_root)
-        log(f"{source.name}: prepared in {prepared.folder} ({prepared.digest})")
-        return prepared
+        return load_prepared(source, data_root)
 
 
 def find_raw(source: Source, raw: Path) -> tuple[Path, Archive] | None:
@@ -56,11 +54,12 @@ def instructions(source: Source, raw: Path) -> str:
     """What a user without network access has to place where."""
     lines = ["Place one of these by hand:"]
     for archive in source.archives:
-        lines += [
-            f"  {raw / archive.name}",
-            f"    {archive.size:,} bytes, {archive.digest.replace(':', ' ')}, from {' or '.join(archive.urls)}",
-            f"    or unpacked as {raw / archive.folder}/",
-        ]
+        folder = f"{raw / archive.folder}/ with {', '.join(archive.files)}"
+        if archive.urls:
+            origin = f"{archive.size:,} bytes, {archive.digest.replace(':', ' ')}, from {' or '.join(archive.urls)}"
+            lines += [f"  {raw / archive.name}", f"    {origin}", f"    or unpacked as {folder}"]
+        else:  # a data set of one's own: nothing published to compare with
+            lines += [f"  {folder}"]
     return "\n".join([*lines, f"Then run `wmse prepare {source.name}` again."])
 
 
@@ -104,8 +103,11 @@ def _download_any(source: Source, raw: Path, allowed: bool, progress: bool | Non
     """Fetch the first archive that some address delivers; one DataError with instructions if none does."""
     if not allowed:
         raise DataError(f"{source.name}: nothing in {raw} and downloading is off.\n{instructions(source, raw)}")
+    published = [archive for archive in source.archives if archive.urls]
+    if not published:
+        raise DataError(f"{source.name}: nothing in {raw}.\n{instructions(source, raw)}")
     failures = []
-    for archive in source.archives:
+    for archive in published:
         try:
             download(archive, raw / archive.name, progress=progress, log=log)
             return raw / archive.name, archive

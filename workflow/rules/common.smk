@@ -19,6 +19,8 @@ SETTINGS = PROJECT.settings
 RUNS = {spec.run: spec for spec in PROJECT.runs}
 TRAINED = [spec.run for spec in PROJECT.runs if spec.trained]
 DATA, RESULTS = SETTINGS["data_root"], SETTINGS["results"]
+RESULT_FILES = [f"{RESULTS}/runs/{run}/result.json" for run in RUNS]
+HISTORIES = [f"{RESULTS}/runs/{run}/history.csv" for run in TRAINED]
 PLOTS = expand(
     "{results}/plots/{name}.png",
     results=RESULTS,

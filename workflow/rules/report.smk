@@ -1,8 +1,5 @@
 """Tables and plots, from result files alone."""
 
-RESULT_FILES = [f"{RESULTS}/runs/{run}/result.json" for run in RUNS]
-HISTORIES = [f"{RESULTS}/runs/{run}/history.csv" for run in TRAINED]
-
 
 rule tables:
     input:

@@ -1,0 +1,85 @@
+"""The command line: what it prints, its exit status, and that errors are one message without a traceback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, tiny_spec
+
+from wmse.cli import main
+
+
+def wmse(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "wmse", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def test_runs_lists_the_active_configuration() -> None:
+    done = wmse("runs", "--preset", "quick")
+    assert done.returncode == 0
+    assert [line.rsplit("-", 1)[0] for line in done.stdout.splitlines()] == [
+        f"fashion_mnist/{label}/seed0" for label in ("simclr", "wmse-2", "wmse-4", "random", "pixels")
+    ]
+
+
+def test_help_and_light_commands_do_not_import_torch() -> None:
+    code = (
+        "import sys\nfrom wmse.cli import main\nmain(['runs'])\nassert not {'torch', 'matplotlib'} & set(sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60).returncode == 0
+
+
+def test_prepare_pretrain_evaluate_and_report_by_hand(tmp_path: Path) -> None:
+    data, out, log = str(tmp_path / "data"), tmp_path / "results", tmp_path / "log.txt"
+    spec = tiny_spec("wmse-2", benchmark="fashion_mnist", epochs=1, lr_drops=[], batch_size=512)
+    run = out / "runs" / spec.run
+    common = ["--spec", json.dumps(spec.compact()), "--data-root", data, "--out", str(run), "--threads", "1"]
+    assert main(["prepare", "fashion_mnist", "--data-root", data, "--log", str(log)]) == 0
+    assert main(["pretrain", *common, "--log", str(log)]) == 0
+    assert main(["evaluate", *common, "--log", str(log)]) == 0
+    assert main(["report", str(run), "--out", str(out)]) == 0
+    assert "sha256:" in log.read_text()
+    assert "epoch 1/1" in log.read_text()
+    accuracy = json.loads((run / "result.json").read_text())["metrics"]["knn5_top1"]
+    assert accuracy > 20  # ten classes
+    assert f"{accuracy:.2f}" in (out / "tables.md").read_text()
+    assert {path.name for path in (out / "plots").glob("*.png")} == {"training.png", "accuracy.png", "collapse.png"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["prepare", "cifar11"], ["unknown benchmark 'cifar11'", "cifar10"]),
+        (["prepare", "cifar10", "--no-download", "--data-root", "nowhere"], ["cifar-10-python.tar.gz", "nowhere"]),
+        (["prepare", "imagenet", "--data-root", "nowhere"], ["imagenet", "train"]),
+        (["pretrain"], ["wmse runs"]),
+        (["pretrain", "cifar10/wmse-9/seed0"], ["unknown run", "fashion_mnist/wmse-4/seed0"]),
+        (["pretrain", "fashion_mnist/random/seed0"], ["nothing to train"]),
+        (["pretrain", "--spec", "{"], ["--spec", "not valid JSON"]),
+        (["pretrain", "--spec", "[]"], ["--spec", "JSON object"]),
+        (["pretrain", "--spec", '{"benchmark": "cifar10", "method": "wmse", "w_size": 100}'], ["multiple of w_size"]),
+        (["pretrain", "fashion_mnist/wmse-4/seed0", "--data-root", "nowhere"], ["wmse prepare fashion_mnist"]),
+        (["runs", "--preset", "fast"], ["unknown preset 'fast'", "quick"]),
+        (["runs", "--root", "nowhere"], ["nowhere/config.yaml"]),
+        (["report", "nowhere"], ["nowhere"]),
+    ],
+)
+def test_bad_input_is_one_message_and_a_failure(arguments: list[str], words: list[str], tmp_path: Path) -> None:
+    arguments = [str(tmp_path / "nowhere") if word == "nowhere" else word for word in arguments]
+    done = wmse(*arguments)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("wmse: error:") == 1
+    assert [word for word in words if word not in done.stderr] == []
+
+
+def test_an_unwritable_output_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    done = wmse("report", "--out", str(tmp_path / "file"))
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert str(tmp_path / "file") in done.stderr

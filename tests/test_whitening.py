@@ -1,0 +1,333 @@
+"""Whitening and the W-MSE loss against their definitions, written as plain loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import combinations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from wmse.whitening import (
+    SingularCovarianceError,
+    check_factorisations,
+    mean_pair_distance,
+    sub_batches,
+    whiten,
+    whiten_unchecked,
+    wmse_loss,
+    wmse_loss_unchecked,
+)
+
+
+def gaussian(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64, spread: float = 1.0) -> Tensor:
+    """Correlated samples (..., n, k) with an offset; the singular values of the mixing span a factor `spread`."""
+    generator = torch.Generator().manual_seed(seed)
+    k = shape[-1]
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    left, _ = torch.linalg.qr(torch.randn(k, k, generator=generator, dtype=torch.float64))
+    right, _ = torch.linalg.qr(torch.randn(k, k, generator=generator, dtype=torch.float64))
+    scale = torch.logspace(0, -1, k, base=spread, dtype=torch.float64) if spread > 1 else torch.ones(k).double()
+    offset = torch.randn(k, generator=generator, dtype=torch.float64)
+    return (x @ (left * scale) @ right + offset).to(dtype)
+
+
+def views(d: int, n: int, k: int, seed: int = 0, spread: float = 1.0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """(d, n, k): noisy views of common images, so that the loss lies well inside its range."""
+    noise = torch.randn(d, n, k, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
+    mixed = gaussian(n, k, seed=seed, spread=spread)
+    return (mixed + 0.5 * noise * mixed.std(dim=0)).to(dtype)
+
+
+def whiten_one(x: Tensor) -> Tensor:
+    """One group (n, k), as in the paper: W = inv(Cholesky factor of the covariance)."""
+    centred = x - x.mean(dim=0)
+    covariance = centred.T @ centred / (len(x) - 1)
+    return centred @ torch.linalg.inv(torch.linalg.cholesky(covariance)).T
+
+
+def loop_loss(v: Tensor, w_size: int, w_iter: int, normalize: bool, generator: torch.Generator) -> Tensor:
+    """W-MSE by its definition: every iteration, sub-batch, view, image and pair of views one at a time."""
+    d, n, k = v.shape
+    terms = []
+    for _ in range(w_iter):
+        order = torch.randperm(n, generator=generator)
+        for start in range(0, n, w_size):
+            z = [whiten_one(view[order[start : start + w_size]]) for view in v]
+            if normalize:
+                z = [group / group.norm(dim=1, keepdim=True) for group in z]
+            for i, j in combinations(range(d), 2):
+                terms += [((a - b) ** 2).sum() / (1 if normalize else k) for a, b in zip(z[i], z[j], strict=True)]
+    return sum(terms) / len(terms)
+
+
+def gradient(loss: Callable[[Tensor], Tensor], v: Tensor) -> tuple[Tensor, Tensor]:
+    """Value and gradient of `loss` at `v`."""
+    leaf = v.clone().requires_grad_()
+    value = loss(leaf)
+    (grad,) = torch.autograd.grad(value, leaf)
+    return value.detach(), grad
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# --- whitening --------------------------------------------------------------------------------------------------------
+
+SHAPES = [(2, 1), (16, 8), (9, 8), (3, 40, 5), (2, 3, 4, 64, 16), (1, 300, 64)]
+TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-11}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_whitened_samples_have_zero_mean_and_identity_covariance(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    z = whiten(gaussian(*shape, dtype=dtype))
+    assert z.shape == shape
+    assert z.dtype == dtype
+    z = z.double()
+    covariance = z.mT @ z / (shape[-2] - 1)
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(z.mean(dim=-2), torch.zeros_like(z[..., 0, :]), atol=tolerance, rtol=0)
+    identity = torch.eye(shape[-1]).double().expand_as(covariance)
+    torch.testing.assert_close(covariance, identity, atol=tolerance, rtol=0)
+
+
+def test_each_group_is_whitened_alone_with_the_inverse_cholesky_factor() -> None:
+    x = gaussian(2, 3, 20, 6, spread=30)
+    alone = torch.stack([torch.stack([whiten_one(group) for group in row]) for row in x])
+    torch.testing.assert_close(whiten(x), alone, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_autocast_does_not_lower_the_precision(half: torch.dtype) -> None:
+    x = gaussian(32, 8, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        z, double, low = whiten(x), whiten(x.double()), whiten(x.to(half))
+    torch.testing.assert_close(z, whiten(x), rtol=0, atol=0)
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(low, whiten(x.to(half).float()), rtol=0, atol=0)
+
+
+def test_the_loss_is_float32_under_autocast() -> None:
+    v = views(2, 32, 4, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = wmse_loss(v, w_size=16, generator=seeded())
+    assert under.dtype == torch.float32
+    torch.testing.assert_close(under, wmse_loss(v, w_size=16, generator=seeded()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("eps", [1e-3, 0.3, 1.0])
+def test_eps_shrinks_the_covariance_towards_the_identity(eps: float) -> None:
+    x = gaussian(30, 5, spread=10)
+    shrunk = (1 - eps) * torch.cov(x.T) + eps * torch.eye(5).double()
+    expected = (x - x.mean(dim=0)) @ torch.linalg.inv(torch.linalg.cholesky(shrunk)).T
+    torch.testing.assert_close(whiten(x, eps), expected, rtol=0, atol=1e-12)
+
+
+def test_a_lower_triangular_map_with_positive_diagonal_changes_nothing() -> None:
+    """L' = A L is again a Cholesky factor, so L'^-1 A x = L^-1 x."""
+    x = gaussian(40, 6)
+    lower = gaussian(6, 6, seed=1).tril(-1) + torch.diag(torch.tensor([0.1, 1, 2, 5, 0.5, 3]).double())
+    torch.testing.assert_close(whiten(x @ lower.T + 7), whiten(x), rtol=0, atol=1e-10)
+
+
+def test_any_invertible_affine_map_rotates_the_whitened_samples_at_most() -> None:
+    """L' = A L Q with an orthogonal Q: lengths and angles within a group stay."""
+    x, a = gaussian(40, 6), gaussian(6, 6, seed=1)
+    z, mapped = whiten(x), whiten(x @ a.T - 3)
+    torch.testing.assert_close(mapped @ mapped.T, z @ z.T, rtol=0, atol=1e-9)
+    assert (mapped - z).abs().max() > 0.1
+
+
+def test_a_singular_group_is_named() -> None:
+    x = gaussian(2, 3, 16, 4)
+    x[1, 2, :, 3] = x[1, 2, :, 0]
+    with pytest.raises(SingularCovarianceError, match=r"^group 1, 2: the covariance of 16 samples of 4 dimensions"):
+        whiten(x)
+    with pytest.raises(SingularCovarianceError, match="^group the only one: "):
+        whiten(x[1, 2])
+
+
+def test_one_sample_cannot_be_whitened() -> None:
+    with pytest.raises(ValueError, match="at least 2 samples in a group, got 1"):
+        whiten(torch.zeros(3, 1, 2))
+
+
+def test_the_unchecked_variant_returns_the_state_of_every_group() -> None:
+    x = gaussian(2, 3, 16, 4)
+    x[1, 2] = 0
+    z, info = whiten_unchecked(x)
+    assert (info != 0).nonzero().tolist() == [[1, 2]]
+    torch.testing.assert_close(z[0], whiten(x[0]), rtol=0, atol=0)
+
+
+def test_whitening_has_the_gradient_of_finite_differences() -> None:
+    x = gaussian(2, 7, 3).requires_grad_()
+    assert torch.autograd.gradcheck(whiten, (x,))
+
+
+# --- slicing ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_iteration_slices_all_images_once_and_alike_for_all_views() -> None:
+    d, n, w_iter = 3, 12, 4
+    named = torch.arange(n).float().expand(d, n)[:, :, None]  # an "embedding" that names its image
+    sliced = sub_batches(named, w_size=4, w_iter=w_iter, generator=seeded())
+    assert sliced.shape == (d, w_iter, 3, 4, 1)
+    assert (sliced == sliced[:1]).all()
+    orders = sliced[0].reshape(w_iter, n).long()
+    assert (orders.sort(dim=1).values == torch.arange(n)).all()
+    assert len({tuple(order.tolist()) for order in orders}) == w_iter
+
+
+# --- loss -------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(
+    d=st.integers(2, 8),
+    k=st.integers(1, 5),
+    extra=st.integers(1, 6),
+    slices=st.integers(1, 3),
+    w_iter=st.integers(1, 3),
+    normalize=st.booleans(),
+    spread=st.sampled_from([1.0, 10.0, 300.0]),
+    seed=st.integers(0, 1000),
+)
+def test_value_and_gradient_are_those_of_the_plain_loop(
+    d: int, k: int, extra: int, slices: int, w_iter: int, normalize: bool, spread: float, seed: int
+) -> None:
+    w_size = k + extra
+    v = views(d, slices * w_size, k, seed, spread)
+
+    def fast(x: Tensor) -> Tensor:
+        return wmse_loss(x, w_size=w_size, w_iter=w_iter, normalize=normalize, generator=seeded(seed))
+
+    value, grad = gradient(fast, v)
+    expected, expected_grad = gradient(lambda x: loop_loss(x, w_size, w_iter, normalize, seeded(seed)), v)
+    # In one dimension unit vectors are signs: the value is exact, and the gradient nothing but rounding.
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-14)
+    assert (grad - expected_grad).abs().max() <= 1e-10 * max(expected_grad.abs().max().item(), 1e-3)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_gradient_reaches_every_view(normalize: bool) -> None:
+    def loss(v: Tensor) -> Tensor:
+        return wmse_loss(v, w_size=16, w_iter=2, normalize=normalize, generator=seeded())
+
+    _, grad = gradient(loss, views(5, 32, 4))
+    assert (grad.flatten(1).norm(dim=1) > 1e-3).all()
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_loss_has_the_gradient_of_finite_differences(normalize: bool) -> None:
+    def loss(v: Tensor) -> Tensor:
+        return wmse_loss(v, w_size=5, w_iter=2, normalize=normalize, generator=seeded())
+
+    assert torch.autograd.gradcheck(loss, (views(3, 10, 2).requires_grad_(),))
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_with_one_sub_batch_the_order_of_images_and_of_views_does_not_matter(normalize: bool) -> None:
+    v = views(3, 24, 4)
+    permuted = v[[2, 0, 1]][:, torch.randperm(24, generator=seeded(1))]
+    a, b = (wmse_loss(x, w_size=24, normalize=normalize, generator=seeded(2)) for x in (v, permuted))
+    torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_loss_ignores_lower_triangular_affine_maps_even_another_one_for_each_view(normalize: bool) -> None:
+    v = views(3, 24, 4)
+    maps = gaussian(3, 4, 4, seed=5).tril(-1) + torch.diag_embed(gaussian(3, 4, seed=6).abs() + 0.1)
+    mapped = v @ maps.mT + gaussian(3, 1, 4, seed=7)
+    a, b = (wmse_loss(x, w_size=12, w_iter=2, normalize=normalize, generator=seeded()) for x in (v, mapped))
+    torch.testing.assert_close(a, b, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("w_iter", [1, 3])
+def test_identical_views_have_zero_loss_and_independent_ones_the_chance_level(w_iter: int) -> None:
+    same = gaussian(32, 4).expand(3, -1, -1)
+    assert wmse_loss(same, w_size=16, w_iter=w_iter, generator=seeded()) < 1e-28
+    independent = gaussian(2, 4096, 4)  # E ||a - b||^2 = 2 for independent unit vectors of mean zero
+    assert wmse_loss(independent, w_size=1024, w_iter=w_iter, generator=seeded()).item() == pytest.approx(2, abs=0.05)
+
+
+def test_the_generator_decides_the_slicing_and_nothing_else_does() -> None:
+    v = views(2, 64, 4)
+    torch.manual_seed(1)
+    first = wmse_loss(v, w_size=16, generator=seeded(3))
+    torch.manual_seed(2)
+    assert wmse_loss(v, w_size=16, generator=seeded(3)) == first
+    assert wmse_loss(v, w_size=16, generator=seeded(4)) != first
+    torch.manual_seed(5)
+    implicit = wmse_loss(v, w_size=16)
+    assert implicit == wmse_loss(v, w_size=16, generator=seeded(5))
+
+
+@pytest.mark.parametrize(
+    ("shape", "arguments", "message"),
+    [
+        ((2, 30, 4), {"w_size": 16}, r"\(30\) must be a multiple of w_size \(16\)"),
+        ((2, 32, 16), {"w_size": 16}, r"w_size \(16\) must exceed the embedding size \(16\)"),
+        ((2, 32, 16), {"w_size": 8}, r"w_size \(8\) must exceed the embedding size \(16\)"),
+        ((1, 32, 4), {"w_size": 16}, r"d >= 2, N, k\), got \(1, 32, 4\)"),
+        ((32, 4), {"w_size": 16}, r"d >= 2, N, k\), got \(32, 4\)"),
+        ((2, 32, 4), {"w_size": 16, "w_iter": 0}, "w_iter must be at least 1, got 0"),
+    ],
+)
+def test_bad_arguments_are_refused_with_their_numbers(
+    shape: tuple[int, ...], arguments: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        wmse_loss(torch.zeros(shape), **arguments)
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_embeddings_that_are_not_finite_raise_and_say_where(broken: float) -> None:
+    v = views(3, 32, 4, dtype=torch.float32)
+    order = torch.randperm(32, generator=seeded(1))
+    v[2, order[20], 1] = broken
+    with pytest.raises(SingularCovarianceError, match="^view 2, whitening iteration 0, sub-batch 1: .* 16 samples"):
+        wmse_loss(v, w_size=16, generator=seeded(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_collapsed_embeddings_raise(dtype: torch.dtype) -> None:
+    with pytest.raises(SingularCovarianceError, match="view 0, whitening iteration 0, sub-batch 0"):
+        wmse_loss(torch.ones(2, 32, 4, dtype=dtype), w_size=16, generator=seeded())
+
+
+def test_the_unchecked_loss_returns_the_state_of_every_factorisation() -> None:
+    v = views(3, 32, 4)
+    loss, info = wmse_loss_unchecked(v, w_size=16, w_iter=5, generator=seeded())
+    assert info.shape == (3, 5, 2)
+    assert not info.any()
+    assert loss == wmse_loss(v, w_size=16, w_iter=5, generator=seeded())
+    v[1] = 0
+    assert wmse_loss_unchecked(v, w_size=16, generator=seeded())[1].ne(0).flatten(1).all(dim=1).tolist() == [0, 1, 0]
+
+
+def test_the_first_failed_factorisation_is_reported() -> None:
+    info = torch.zeros(2, 3, 4, dtype=torch.int32)
+    check_factorisations(info, 16, 8)
+    info[1, 2, 3] = 5
+    with pytest.raises(SingularCovarianceError, match="^view 1, whitening iteration 2, sub-batch 3: .* of 16 samples"):
+        check_factorisations(info, 16, 8)
+
+
+@pytest.mark.parametrize("d", [2, 3, 7])
+def test_mean_pair_distance_is_the_mean_over_all_pairs(d: int) -> None:
+    z = gaussian(d, 2, 5, 3)
+    pairs = [(z[i] - z[j]).square().sum(dim=-1).mean() for i, j in combinations(range(d), 2)]
+    torch.testing.assert_close(mean_pair_distance(z), torch.stack(pairs).mean(), rtol=1e-13, atol=0)
+
+
+def test_mean_pair_distance_does_not_cancel_when_views_nearly_agree() -> None:
+    z = torch.nn.functional.normalize(gaussian(100, 8), dim=-1)
+    a, b = z.float(), (z + 1e-5 * gaussian(100, 8, seed=1)).float()
+    exact = (a.double() - b.double()).square().sum(dim=-1).mean().item()
+    assert mean_pair_distance(torch.stack([a, b])).item() == pytest.approx(exact, rel=1e-2)

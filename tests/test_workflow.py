@@ -1,0 +1,175 @@
+"""The DAG with a real Snakemake: a whole run of a tiny configuration, reruns, and configuration errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT, TINY
+
+LABELS = ("simclr", "wmse-2", "wmse-4", "random", "pixels")
+CONFIG: dict[str, Any] = {
+    "preset": "quick",
+    "device": "cpu",
+    "parameters": {"*": {**TINY, "epochs": 2, "lr_drops": [1], "batch_size": 512, "probe_batch_size": 1000}},
+}
+
+
+def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Snakemake in `folder`, with this project's workflow and the command `wmse` of this environment."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow" / "Snakefile"), "--cores", "2"]
+    return subprocess.run(
+        [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=800
+    )
+
+
+def planned(folder: Path, *arguments: str) -> dict[str, int]:
+    """The jobs that a dry run announces: rule -> count."""
+    done = snakemake(folder, "--dry-run", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = (done.stdout + done.stderr).split("Job stats:")[-1].splitlines()
+    rows = [line.split() for line in table]
+    return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit() and row[0] != "total"}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the whole DAG has run once."""
+    folder = tmp_path_factory.mktemp("dag")
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    done = snakemake(folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished folder to change."""
+    return Path(shutil.copytree(finished, tmp_path / "copy", copy_function=shutil.copy2))
+
+
+def results(folder: Path) -> dict[str, dict[str, Any]]:
+    found = (json.loads(path.read_text()) for path in folder.glob("results/runs/*/*/*/result.json"))
+    return {content["run"].split("/")[1]: content for content in found}
+
+
+def test_the_whole_dag_leaves_tables_plots_and_results(finished: Path) -> None:
+    assert sorted(results(finished)) == sorted(LABELS)
+    assert {path.name for path in (finished / "results/plots").glob("*.png")} == {
+        "training.png",
+        "accuracy.png",
+        "collapse.png",
+    }
+    tables = (finished / "results/tables.md").read_text()
+    for result in results(finished).values():
+        assert f"{result['metrics']['linear_top1']:.2f}" in tables
+        assert result["run"] in tables
+    assert "not run" in tables  # the paper's benchmarks
+
+
+def test_every_job_left_a_log(finished: Path) -> None:
+    for run in (content["run"] for content in results(finished).values()):
+        assert (finished / "results/runs" / run / "evaluate.log").read_text().startswith(run)
+
+
+def test_a_second_run_has_nothing_to_do(finished: Path) -> None:
+    assert planned(finished) == {}
+    assert "Nothing to be done" in snakemake(finished).stdout + snakemake(finished).stderr
+
+
+def test_changing_one_runs_parameters_reruns_that_run_alone(finished: Path) -> None:
+    change = json.dumps({"fashion_mnist/wmse-2": {"lr": 0.001}})
+    jobs = planned(finished, "--config", f"parameters={change}")
+    assert jobs == {"pretrain": 1, "evaluate": 1, "tables": 1, "plots": 1, "all": 1}
+
+
+def test_another_seed_adds_its_runs_and_keeps_the_others(finished: Path) -> None:
+    assert planned(finished, "--config", "seeds=[0, 1]") == {
+        "pretrain": 3,
+        "evaluate": 5,
+        "tables": 1,
+        "plots": 1,
+        "all": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    "setting", ["device=auto", "threads=1", "compile=false", "checkpoint_minutes=3", "container=docker://other/image"]
+)
+def test_settings_of_the_machine_rerun_nothing(finished: Path, setting: str) -> None:
+    assert planned(finished, "--config", setting) == {}
+
+
+def test_switching_to_containers_reruns_nothing(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A dry run asks the engine for nothing but its version.
+    engine = finished / "bin" / "apptainer"
+    engine.parent.mkdir()
+    engine.write_text("#!/bin/sh\necho apptainer version 1.4.0\n")
+    engine.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{engine.parent}:{os.environ['PATH']}")
+    (finished / "image.sif").touch()
+    assert planned(finished, "--use-singularity", "--config", "container=image.sif") == {}
+
+
+def test_preparing_the_data_again_reruns_no_training(copy: Path) -> None:
+    manifest = copy / "data/fashion_mnist/prepared/manifest.json"
+    manifest.touch()
+    assert planned(copy) == {}
+
+
+def test_a_lost_result_is_evaluated_again_without_training(copy: Path) -> None:
+    run = results(copy)["wmse-4"]["run"]
+    before = results(copy)["wmse-4"]["metrics"]
+    (copy / "results/runs" / run / "result.json").unlink()
+    assert planned(copy) == {"evaluate": 1, "tables": 1, "plots": 1, "all": 1}
+    assert snakemake(copy).returncode == 0
+    assert results(copy)["wmse-4"]["metrics"] == before
+
+
+def test_a_lost_encoder_comes_back_from_the_checkpoint_with_the_same_bits(copy: Path) -> None:
+    encoder = Path("results/runs") / results(copy)["simclr"]["run"] / "encoder.safetensors"
+    before = (copy / encoder).read_bytes()
+    (copy / encoder).unlink()
+    assert snakemake(copy, str(encoder)).returncode == 0
+    assert (copy / encoder).read_bytes() == before
+
+
+def test_parallel_jobs_never_oversubscribe_the_cores(finished: Path) -> None:
+    threads = {
+        label: results(finished)[label]["provenance"]["runtime"]["threads"] for label in ("simclr", "wmse-2", "wmse-4")
+    }
+    assert threads == {"simclr": 1, "wmse-2": 1, "wmse-4": 2}  # of two cores: side by side, or alone
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["preset=fast"], ["key 'preset'", "unknown preset 'fast'", "quick"]),
+        (["sedes=[1]"], ["unknown key 'sedes'", "seeds"]),
+        (["seeds=many"], ["key 'seeds'"]),
+        (["benchmarks=[cifar1000]"], ["key 'benchmarks'", "cifar1000", "fashion_mnist"]),
+        (['parameters={"*": {"w_size": 33, "batch_size": 100}}'], ["batch_size (100)", "multiple of w_size (33)"]),
+        (['parameters={"*": {"embedding": 64}}'], ["w_size (32)", "greater than embedding (64)"]),
+        (['parameters={"*": {"epochs": "x"}}'], ["epochs must be an integer"]),
+    ],
+)
+def test_a_bad_configuration_stops_before_any_job_with_one_message(
+    settings: list[str], words: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    done = snakemake(tmp_path, "--config", *settings)
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "Traceback" not in output
+    assert output.count("configuration: ") == 1
+    assert [word for word in words if word not in output] == []
+    assert not (tmp_path / "results").exists()
+    assert not (tmp_path / "data").exists()
