@@ -67,6 +67,9 @@ def build_parser() -> argparse.ArgumentParser:
         _add_data_root(command)
         _add_runtime(command)
         command.set_defaults(command=function)
+        if name == "pretrain":
+            command.add_argument("--checkpoint-minutes", type=float, default=10.0, help="minutes between checkpoints")
+            command.add_argument("--no-progress", action="store_true", help="no progress bar, also on a terminal")
 
     command = commands.add_parser("report", help="tables and plots from result files")
     command.add_argument("runs", nargs="*", type=Path, metavar="DIRECTORY", help="directories with a result.json")
@@ -107,7 +110,6 @@ def _add_runtime(command: argparse.ArgumentParser) -> None:
     command.add_argument("--channels-last", choices=["auto", "true", "false"], default="auto")
     command.add_argument("--compile", choices=["auto", "true", "false"], default="auto")
     command.add_argument("--deterministic", action="store_true", help="bit-reproducible kernels on a GPU")
-    command.add_argument("--checkpoint-minutes", type=float, default=10.0, help="minutes between checkpoints")
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -135,7 +137,16 @@ def run_pretrain(options: argparse.Namespace, log: Log) -> int:
     data = load(spec.benchmark, options.data_root)
     runtime = _runtime(options, spec)
     try:
-        pretrain(spec, data, out, runtime, preset=preset, checkpoint_minutes=options.checkpoint_minutes, log=log)
+        pretrain(
+            spec,
+            data,
+            out,
+            runtime,
+            preset=preset,
+            checkpoint_minutes=options.checkpoint_minutes,
+            log=log,
+            progress_bar=False if options.no_progress else None,
+        )
     except Stopped as stopped:
         log(str(stopped))
         return 128 + (stopped.signal or 0)

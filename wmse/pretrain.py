@@ -98,6 +98,7 @@ class Trainer:
         out: the run's directory.
         stop: asked after every step; True writes a checkpoint and raises `Stopped`.
         log: gets one line an epoch.
+        progress_bar: None shows one on a terminal only.
     """
 
     def __init__(
@@ -110,8 +111,10 @@ class Trainer:
         checkpoint_minutes: float = 10,
         stop: Callable[[], bool] = lambda: False,
         log: Callable[[str], None] = print,
+        progress_bar: bool | None = None,
     ) -> None:
         self.spec, self.data, self.out, self.runtime = spec, data, out, runtime
+        self.shows_bar = sys.stderr.isatty() if progress_bar is None else progress_bar
         self.checkpoint_seconds, self.stop, self.log = 60 * checkpoint_minutes, stop, log
         source = SOURCES[spec.benchmark]
         device = runtime.device
@@ -126,7 +129,8 @@ class Trainer:
             (open_images(data[name], source, spec, device), torch.from_numpy(data[name].labels).to(device))
             for name in ("train", "test")
         ]
-        self.forward = torch.compile(self.method) if runtime.compile else self.method
+        if runtime.compile:
+            self.method.encoder.compile()  # in place: the names of the parameters stay
         self.progress = Progress()
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.clock = Clock()
@@ -172,7 +176,7 @@ class Trainer:
             group["lr"] = learning_rate(spec, step, self.steps_per_epoch)
         self.method.train()
         with self.runtime.autocast():
-            output = self.forward([self.runtime.batch(view) for view in views], stream(spec.seed, "slices", step))
+            output = self.method([self.runtime.batch(view) for view in views], stream(spec.seed, "slices", step))
         self.guard.check(step, output)
         self.optimizer.zero_grad(set_to_none=True)
         output.loss.backward()
@@ -212,11 +216,17 @@ class Trainer:
             if value is not None and name not in ("epoch", "step"):
                 board.add_scalar(name, value, record.step)
         knn = f", 5-nn {record.knn5_top1:.2f} %" if record.knn5_top1 is not None else ""
-        self.log(
+        self._say(
             f"epoch {record.epoch}/{spec.epochs}, step {record.step}, loss {record.loss:.4f}, lr {record.lr:.2e}, "
             f"{record.views_per_second:.0f} views/s, spread {record.embedding_std:.3f}, "
             f"rank {record.effective_rank:.1f}{knn}"
         )
+
+    def _say(self, line: str) -> None:
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode():  # a line between two states of the bar
+            self.log(line)
 
     def knn(self) -> float:
         """5-nn accuracy of the encoder as it is now, in percent."""
@@ -238,9 +248,12 @@ class Trainer:
     def _bar(self) -> Iterator[Any]:
         from tqdm import tqdm
 
-        shown = sys.stderr.isatty()
         with tqdm(
-            total=self.total_steps, initial=self.progress.step, unit="step", disable=not shown, dynamic_ncols=True
+            total=self.total_steps,
+            initial=self.progress.step,
+            unit="step",
+            disable=not self.shows_bar,
+            dynamic_ncols=True,
         ) as bar:
             yield bar
 
@@ -355,6 +368,7 @@ def pretrain(
     preset: str = "",
     checkpoint_minutes: float = 10,
     log: Callable[[str], None] = print,
+    progress_bar: bool | None = None,
 ) -> None:
     """Train a run in its directory `out`: encoder.safetensors, history.csv, pretrain.json, TensorBoard events.
 
@@ -362,7 +376,14 @@ def pretrain(
     """
     with exclusive_lock(out / ".lock", f"wmse pretrain {spec.run}", TrainingError), stop_on_signals() as received:
         trainer = Trainer(
-            spec, data, out, runtime, checkpoint_minutes=checkpoint_minutes, stop=lambda: bool(received), log=log
+            spec,
+            data,
+            out,
+            runtime,
+            checkpoint_minutes=checkpoint_minutes,
+            stop=lambda: bool(received),
+            log=log,
+            progress_bar=progress_bar,
         )
         log(f"{spec.run}: {trainer.total_steps} steps of {spec.d} x {spec.batch_size} views on {runtime.describe()}")
         try:

@@ -88,7 +88,7 @@ def resolve(
         device=place,
         precision=precision,
         channels_last=channels_last != "false",  # measured: faster on CPUs (1.4x) and on tensor cores
-        compile=compile == "true" or (compile == "auto" and on_gpu),
+        compile=compile == "true",  # "auto" is off until its gain is measured on each kind of device
         deterministic=deterministic,
         threads=torch.get_num_threads(),
     )

@@ -112,3 +112,10 @@ def command(stage, extra=""):
         f"wmse {stage} --data-root {shlex.quote(DATA)} --preset {SETTINGS['preset']} --device {SETTINGS['device']}"
         f" --channels-last {flag('channels_last')} --compile {flag('compile')} {deterministic} {extra} "
     )
+
+
+# Bars of several runs on one terminal would overwrite each other; their lines of text do not.
+ONE_AT_A_TIME = (
+    len(TRAINED) == 1 or GPU or share_of_cores(len(TRAINED)) == workflow.cores
+)
+PRETRAIN_FLAGS = f"--checkpoint-minutes {SETTINGS['checkpoint_minutes']} {'' if ONE_AT_A_TIME else '--no-progress'}"

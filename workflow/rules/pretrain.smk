@@ -16,5 +16,5 @@ rule pretrain:
     params:
         spec=spec_json,
     shell:
-        command("pretrain", f"--checkpoint-minutes {SETTINGS['checkpoint_minutes']}")
+        command("pretrain", PRETRAIN_FLAGS)
         + "--spec {params.spec:q} --out $(dirname {output.encoder:q}) --threads {threads} --log {log:q}"
