@@ -125,13 +125,15 @@ def test_a_waiting_process_gets_the_lock_only_when_it_is_released(tmp_path: Path
     path = tmp_path / "run.lock"
     waiter = HOLD.replace("with ", 'print("asking", flush=True)\nwith ').replace('run")', 'run", wait=True)')
     command = [sys.executable, "-c", waiter, str(path)]
-    with (
-        exclusive_lock(path, "me"),
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process,
-    ):
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "asking\n"
-        assert not select.select([process.stdout], [], [], 0.3)[0]  # neither the lock nor an error
+        try:
+            with exclusive_lock(path, "me"):
+                assert process.stdout.readline() == b"asking\n"
+                assert not select.select([process.stdout], [], [], 0.3)[0]  # neither the lock nor an error
+            assert process.communicate(timeout=60)[0] == b"held\n"
+        finally:
+            process.kill()
     assert "the first run" in path.read_text()
 
 

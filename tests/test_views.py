@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import permutations
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
@@ -125,6 +125,25 @@ def test_resized_crop_is_pils(height: int, width: int, box: tuple[int, ...], siz
     assert_near(found, with_pil(images, reference), mean=0.5, largest=1.6)
 
 
+def test_overshoot_is_clipped_between_the_two_passes_as_pil_does() -> None:
+    images = 255 * torch.randint(0, 2, (4, 3, 16, 16), dtype=torch.uint8, generator=seeded())
+    box = (2, 1, 9, 13)
+    expected = with_pil(images, lambda image: F.resized_crop(image, *box, [32, 32], InterpolationMode.BICUBIC))
+    assert_near(resized_crop(unit(images), torch.tensor([box] * 4), 32), expected, mean=0.5, largest=2)
+
+
+def test_the_evaluations_resize_clips_between_the_passes_too() -> None:
+    images = 255 * torch.randint(0, 2, (4, 3, 96, 96), dtype=torch.uint8, generator=seeded())
+    for resize, size in ((70, 64), (128, 96)):
+        expected = with_pil(
+            images,
+            lambda image, r=resize, s=size: F.center_crop(F.resize(image, [r], InterpolationMode.BICUBIC), [s]),
+        )
+        assert_near(resize_center_crop(images, resize, size), expected, mean=0.5, largest=2)
+    with pytest.raises(ValueError, match="does not fit"):
+        resize_center_crop(images, 60, 64)
+
+
 def test_each_image_has_its_own_box_and_flip() -> None:
     images = natural(7, 40, 50)
     boxes = draw_crops(7, 40, 50, (0.1, 1.0), (0.5, 2.0), seeded())
@@ -156,7 +175,7 @@ def test_the_table_of_weights_holds_the_directly_computed_ones(in_size: int, out
     assert direct.masked_select(outside[:, None]).eq(0).all()
 
 
-@pytest.mark.parametrize(("height", "width"), [(96, 96), (64, 64), (83, 120), (97, 75), (40, 60), (250, 187)])
+@pytest.mark.parametrize(("height", "width"), [(96, 96), (64, 64), (83, 122), (97, 75), (40, 60), (250, 187)])
 def test_resize_and_central_crop_are_torchvisions(height: int, width: int) -> None:
     images = natural(2, height, width)
 
@@ -239,8 +258,9 @@ def test_the_jitter_follows_each_images_own_order_of_operations() -> None:
     pairs = zip(unit(images), orders, strict=True)
     # torchvision's tensor version rounds nothing, but has 0.2989 for the luminance of red.
     expected = torch.stack([reference(image, order) for image, order in pairs])
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
-    assert (found - found.roll(1, dims=0)).abs().flatten(1).amax(dim=1).min() > 0.01
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-4)
+    apart = [(a - b).abs().max().item() for a, b in combinations(found, 2)]
+    assert min(apart) > 1e-3  # no two orders agree within the tolerance
 
 
 def test_the_identity_factors_change_no_bit() -> None:
@@ -386,8 +406,8 @@ def test_a_view_is_torchvisions_pipeline_in_the_papers_order(recipe: ViewRecipe)
     expected = with_pil(images, reference, list(range(n)))
     found = make_view(images, recipe, params)
     pixels = found * torch.tensor(recipe.std).view(3, 1, 1) + torch.tensor(recipe.mean).view(3, 1, 1)
-    # Up to five roundings one after the other, half of them truncations that the contrast may amplify.
-    assert_near(pixels, expected, mean=1.5, largest=8)
+    # Up to five roundings in a row: three truncations, of which two are amplified by factors of up to 1.8 each.
+    assert_near(pixels, expected, mean=1.5, largest=13)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 20])

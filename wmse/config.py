@@ -57,7 +57,7 @@ class RunSpec:
     warmup_epochs: int = 0  # warm-up in epochs, if not 0
     lr_drops: tuple[int, ...] = (50, 25)  # epochs before the end at which the rate is multiplied by lr_drop_factor
     lr_drop_factor: float = 0.2
-    precision: str = "auto"  # of the encoder and head: "fp32", "tf32", "bf16", or "auto" for the device's best
+    precision: str = "auto"  # of encoder and head: "fp32", "tf32", "bf16", or "auto": bf16 where the hardware has it
     # network
     arch: str = "resnet18"
     stem: str = "cifar"

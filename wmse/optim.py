@@ -58,6 +58,9 @@ class LARS(torch.optim.Optimizer):
                     norm_w, norm_u = p.norm(), update.norm()
                     ratio = torch.where((norm_w > 0) & (norm_u > 0), group["trust"] * norm_w / norm_u, 1.0)
                     update = update * ratio
-                velocity = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                state = self.state[p]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(p)
+                velocity = state["momentum_buffer"]
                 velocity.mul_(group["momentum"]).add_(update * group["lr"])
                 p.sub_(velocity)

@@ -29,10 +29,13 @@ def knn_predict(train: Tensor, train_labels: Tensor, test: Tensor, k: int = 5, c
         (m,) int64 labels.
 
     Candidates come from one float32 matrix product; their distances are then computed again in float64, because
-    ``|a|^2 + |b|^2 - 2ab`` loses the digits that decide between close neighbours.
+    ``|a|^2 + |b|^2 - 2ab`` loses the digits that decide between close neighbours. Which of several samples at exactly
+    the k-th distance is taken is arbitrary.
     """
     if k > len(train):
         raise ValueError(f"{k} neighbours of only {len(train)} training samples")
+    center = train.mean(dim=0)  # distances do not depend on the origin, the product's rounding does
+    train, test = train - center, test - center
     half_norm = train.square().sum(dim=1) / 2
     candidates = min(2 * k + 6, len(train))
     predicted = []

@@ -12,16 +12,14 @@ from torch import nn
 
 from wmse.errors import ConfigError
 
-AUTO = ("auto", "true", "false")
-
 
 @dataclass(frozen=True)
 class Runtime:
     """Resolved settings.
 
     Attributes:
-        precision: "fp32" (no TF32 anywhere), "tf32" (convolutions and linear layers of the encoder and head) or
-            "bf16" (autocast of the encoder and head). Whitening and losses are float32 in every case.
+        precision: "fp32" (no TF32 anywhere), "tf32" (in convolutions) or "bf16" (autocast of the encoder and head).
+            Whitening and losses are float32 in every case.
     """
 
     device: torch.device
@@ -79,6 +77,7 @@ def resolve(
         precision = "bf16" if (torch.cuda.is_bf16_supported() if on_gpu else _cpu_has_bf16()) else "fp32"
     if threads:
         torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = False  # the covariance needs all digits of float32
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.benchmark = on_gpu and not deterministic
     if deterministic and on_gpu:

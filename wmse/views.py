@@ -353,5 +353,7 @@ def resize_center_crop(images: Tensor, resize: int, size: int) -> Tensor:
     rows = bicubic_matrix(h, new_h).to(images.device)
     columns = bicubic_matrix(w, new_w).to(images.device)
     top, left = round((new_h - size) / 2), round((new_w - size) / 2)
-    x = images.float().div_(255) @ columns[left : left + size].T
+    if size > min(new_h, new_w):
+        raise ValueError(f"a crop of {size} pixels does not fit into images resized to {new_h} x {new_w}")
+    x = (images.float().div_(255) @ columns[left : left + size].T).clamp_(0, 1)  # PIL clips between the passes
     return (rows[top : top + size] @ x).clamp_(0, 1)

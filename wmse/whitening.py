@@ -32,7 +32,8 @@ def whiten(x: Tensor, eps: float = 0.0) -> Tensor:
         (..., n, k) whitened samples ``L^-1 (x - mean)`` with ``L L^T = cov`` (Cholesky, divided by n - 1).
 
     Raises:
-        SingularCovarianceError: a group's covariance is not positive definite (or not finite).
+        SingularCovarianceError: a group's covariance is not positive definite (or not finite). A covariance that is
+            singular but for rounding can pass.
 
     Source: Section 3 of the paper, "whitening" by Cholesky decomposition following Siarohin et al. (2019).
     """
