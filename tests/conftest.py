@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,11 +75,3 @@ def tiny_spec(label: str = "wmse-2", seed: int = 0, benchmark: str = "cifar10", 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def real_cifar10() -> Path | None:
-    """A data root with the prepared or raw CIFAR-10, where there is one."""
-    for root in (os.environ.get("WMSE_DATA_ROOT"), ROOT / "data"):
-        if root and (Path(root) / "cifar10" / "prepared" / "manifest.json").exists():
-            return Path(root)
-    return None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import tempfile
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import torch
 from torch import nn
@@ -71,6 +74,8 @@ def resolve(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError("device: cuda was asked for, but torch sees no GPU (check the driver, or --nv / --gpus all)")
+    if device == "cuda" and torch.cuda.device_count() > 1:
+        device = f"cuda:{claim_gpu(torch.cuda.device_count())}"
     place = torch.device(device)
     on_gpu = place.type == "cuda"
     if precision == "auto":
@@ -91,6 +96,28 @@ def resolve(
         deterministic=deterministic,
         threads=torch.get_num_threads(),
     )
+
+
+_claims: list[IO[str]] = []  # open files whose locks last as long as this process
+
+
+def claim_gpu(count: int, folder: Path | None = None) -> int:
+    """The first of `count` GPUs that no other process of ours holds; the first one if all are taken.
+
+    Snakemake counts the GPUs of its jobs but does not say which is whose. The kernel releases a claim when its process
+    ends, however it ends.
+    """
+    for index in range(count):
+        path = (folder or Path(tempfile.gettempdir())) / f"wmse-gpu-{os.getuid()}-{index}.lock"
+        file = open(path, "w", encoding="ascii")  # noqa: SIM115 (stays open on purpose)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            continue
+        _claims.append(file)
+        return index
+    return 0
 
 
 def _cpu_has_bf16() -> bool:
