@@ -4,7 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= all
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+# For the recipes that run something; not exported, because $(PYTHON) must stay the system's.
+IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
 .PHONY: help quickstart test lint format lock clean
 
@@ -19,23 +20,23 @@ $(VENV)/.complete: envs/requirements.lock pyproject.toml
 	touch $@
 
 quickstart: $(VENV)/.complete ## set up, run the whole DAG on the embedded data, print the tables
-	snakemake --cores $(CORES)
+	$(IN_VENV) snakemake --cores $(CORES)
 	@cat results/tables.md
 	@echo; echo "Tables: results/tables.md  Plots: results/plots/"
 
 test: $(VENV)/.complete ## set up and run the tests
-	pytest $(PYTEST_ARGS)
+	$(IN_VENV) pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.complete ## ruff (lint and format), snakefmt, snakemake --lint
-	ruff check .
-	ruff format --check .
-	snakefmt --check workflow
-	snakemake --lint
+	$(IN_VENV) ruff check .
+	$(IN_VENV) ruff format --check .
+	$(IN_VENV) snakefmt --check workflow
+	$(IN_VENV) snakemake --lint
 
 format: $(VENV)/.complete ## apply the formatters
-	ruff check --fix .
-	ruff format .
-	snakefmt workflow
+	$(IN_VENV) ruff check --fix .
+	$(IN_VENV) ruff format .
+	$(IN_VENV) snakefmt workflow
 
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 lock: ## resolve the dependencies again (needs uv): everything, and what the image needs at the same versions
@@ -43,4 +44,4 @@ lock: ## resolve the dependencies again (needs uv): everything, and what the ima
 	$(LOCK) --constraint envs/requirements.lock pyproject.toml --output-file envs/runtime.lock
 
 clean: ## remove what the DAG generated for the current configuration (data and environment stay)
-	snakemake --cores 1 --delete-all-output
+	$(IN_VENV) snakemake --cores 1 --delete-all-output
