@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def load_checkpoint(path: Path, spec: RunSpec) -> dict[str, Any]:
 def save_encoder(path: Path, encoder: Encoder, spec: RunSpec, data_digest: str) -> None:
     """Write the encoder's weights as safetensors, with torchvision's parameter names."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
-    metadata = {"format": "pt", "run": spec.run, "hash": spec.hash, "data": data_digest}
+    # One entry, because safetensors writes several in random order, and equal runs shall give equal files.
+    metadata = {"wmse": json.dumps({"run": spec.run, "hash": spec.hash, "data": data_digest})}
     with atomic_path(path) as temporary:
         temporary.write_bytes(save(tensors, metadata))
 
@@ -64,9 +66,9 @@ def load_encoder(path: Path, encoder: Encoder, spec: RunSpec) -> None:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata = json.loads((file.metadata() or {}).get("wmse", "{}"))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not a readable encoder ({error}): run the pretraining again") from None
     if metadata.get("hash") != spec.hash:
         raise CheckpointError(f"{path}: the encoder of {metadata.get('run', 'an unknown run')}, not of {spec.run}")
