@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torchvision.models import resnet18, resnet50
 
 from wmse.encoder import STEMS, Encoder, projection_head
-from wmse.methods import SimCLR, build_encoder, build_method, embed
+from wmse.methods import build_encoder, build_method, embed
+from wmse.methods.simclr import SimCLR
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

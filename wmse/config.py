@@ -13,6 +13,7 @@ import fnmatch
 import functools
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,9 +27,6 @@ from wmse.datasets import SOURCES
 from wmse.errors import ConfigError
 
 SPEC_VERSION = 1  # part of every hash: raise it when a default or the meaning of a parameter changes
-TRAINED = ("wmse", "simclr")
-BASELINES = ("random", "pixels")
-METHOD_NAMES = (*TRAINED, *BASELINES)
 IDENTITY = ("benchmark", "method", "d", "variant", "seed")
 
 
@@ -36,8 +34,8 @@ IDENTITY = ("benchmark", "method", "d", "variant", "seed")
 class RunSpec:
     """Everything that decides the result of one run.
 
-    Identity: `benchmark`, `method` ("wmse", "simclr", or the baselines "random" encoder and raw "pixels"), `d` (number
-    of positives, that is views of an image), `variant` and `seed`.
+    Identity: `benchmark`, `method` ("wmse", "simclr", "byol", or the baselines "random" encoder and raw "pixels"), `d`
+    (number of positives, that is views of an image), `variant` and `seed`.
     """
 
     benchmark: str
@@ -66,10 +64,12 @@ class RunSpec:
     head_layers: int = 2
     embedding: int = 64  # k
     # loss
+    whitening: str = "auto"  # of the embeddings: "cholesky", "batch_norm", "identity"; "auto": cholesky for wmse, else identity
     w_size: int = 128  # images in a whitened sub-batch
     w_iter: int = 1  # slicings per step
     normalize: bool = True  # cosine (True) or Euclidean distance
     temperature: float = 0.5  # of NT-Xent
+    target_decay: float = 0.99  # of BYOL's target, at the start; it rises to 1
     # views
     view_size: int = 32
     crop_scale: tuple[float, float] = (0.2, 1.0)
@@ -102,7 +102,14 @@ class RunSpec:
 
     @property
     def trained(self) -> bool:
-        return self.method in TRAINED
+        return self.method in recipes()["methods"]
+
+    @property
+    def resolved_whitening(self) -> str:
+        """`whitening` with "auto" replaced by what it stands for."""
+        if self.whitening != "auto":
+            return self.whitening
+        return "cholesky" if self.method == "wmse" else "identity"
 
     @functools.cached_property
     def hash(self) -> str:
@@ -152,12 +159,12 @@ class RunSpec:
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "benchmark": tuple(SOURCES),
-    "method": METHOD_NAMES,
     "optimizer": ("adam", "lars"),
     "schedule": ("step", "cosine"),
     "precision": ("auto", "fp32", "tf32", "bf16"),
     "arch": ("resnet18", "resnet50"),
     "stem": ("cifar", "small", "imagenet"),
+    "whitening": ("auto", "cholesky", "batch_norm", "identity"),
 }
 # Inclusive bounds; None is no bound.
 RANGES: dict[str, tuple[float, float | None]] = {
@@ -179,6 +186,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "w_size": (2, None),
     "w_iter": (1, None),
     "temperature": (1e-6, None),
+    "target_decay": (0, 1),
     "view_size": (8, 4096),
     "crop_scale": (1e-6, 1),
     "jitter": (0, 1),
@@ -220,8 +228,9 @@ def _typed(where: str, key: str, value: Any, kind: Any) -> Any:
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         name = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}[kind]
         raise ConfigError(f"{where}: {key} must be {name}, got {value!r}")
-    if key in CHOICES and value not in CHOICES[key]:
-        raise ConfigError(f"{where}: {key}: {unknown('value', value, CHOICES[key])}")
+    choices = method_names() if key == "method" else CHOICES.get(key)
+    if choices is not None and value not in choices:
+        raise ConfigError(f"{where}: {key}: {unknown('value', value, choices)}")
     if key in RANGES:
         low, high = RANGES[key]
         if not low <= value <= (float("inf") if high is None else high):
@@ -256,11 +265,16 @@ def _check(spec: RunSpec) -> None:
         f"lr_drops must be decreasing numbers of epochs before the end, between 1 and epochs - 1 "
         f"({spec.epochs - 1}), got {list(drops)}",
     )
-    if spec.method == "wmse":
+    require(
+        spec.method != "byol" or spec.resolved_whitening == "identity",
+        f"whitening: '{spec.whitening}' is not possible for byol; allowed: auto, identity",
+    )
+    if spec.resolved_whitening == "cholesky":
         require(
             spec.w_size > spec.embedding,
             f"w_size ({spec.w_size}) must be greater than embedding ({spec.embedding}); twice as much is advised",
         )
+    if spec.resolved_whitening != "identity":
         require(
             spec.batch_size % spec.w_size == 0,
             f"batch_size ({spec.batch_size}) must be a multiple of w_size ({spec.w_size})",
@@ -270,12 +284,30 @@ def _check(spec: RunSpec) -> None:
 # --- recipes ----------------------------------------------------------------------------------------------------------
 
 VIEWS_PER_STEP = 1024  # d * N in the paper, for d = 2 and d = 4
+PACKAGE = Path(__file__).parent
 
 
 @functools.cache
 def recipes() -> dict[str, Any]:
     """The content of recipes.yaml."""
-    return plain_values(read_yaml(Path(__file__).parent / "recipes.yaml"))
+    return plain_values(read_yaml(PACKAGE / "recipes.yaml"))
+
+
+@functools.cache
+def experiments() -> dict[str, Any]:
+    """The content of experiments.yaml."""
+    return plain_values(read_yaml(PACKAGE / "experiments.yaml"))
+
+
+@functools.cache
+def paper_variants() -> dict[str, dict[str, Any]]:
+    """The variants of all experiments by name."""
+    return {name: block for e in experiments().values() for name, block in e.get("variants", {}).items()}
+
+
+def method_names() -> tuple[str, ...]:
+    """Every method that can be trained, then the baselines."""
+    return (*recipes()["methods"], *recipes()["baselines"])
 
 
 def parse_label(label: str) -> tuple[str, int, str]:
@@ -286,9 +318,10 @@ def parse_label(label: str) -> tuple[str, int, str]:
     """
     name, _, variant = label.partition("@")
     method, dash, number = name.partition("-")
-    if method not in METHOD_NAMES:
-        raise ConfigError(unknown("method", label, [*TRAINED, *(f"{m}-<d>" for m in TRAINED), *BASELINES]))
-    if method in BASELINES:
+    trained, baselines = recipes()["methods"], recipes()["baselines"]
+    if method not in method_names():
+        raise ConfigError(unknown("method", label, [*trained, *(f"{m}-<d>" for m in trained), *baselines]))
+    if method in baselines:
         if dash:
             raise ConfigError(f"method '{label}': the baseline '{method}' takes no number of positives")
         return method, 1, variant
@@ -297,24 +330,43 @@ def parse_label(label: str) -> tuple[str, int, str]:
     return method, int(number) if dash else 2, variant
 
 
-def paper_parameters(benchmark: str, method: str, d: int, variant: str = "") -> dict[str, Any]:
-    """The paper's parameters of a cell, without any override."""
+def paper_parameters(
+    benchmark: str, method: str, d: int, variant: str = "", overrides: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """The paper's parameters of a cell with `overrides` applied in order; relative values are applied last."""
     book = recipes()
     if benchmark not in book["benchmarks"]:
         raise ConfigError(unknown("benchmark", benchmark, book["benchmarks"]))
     block = dict(book["benchmarks"][benchmark])
     positives = block.pop("positives")
     block.pop("paper", None)
-    changes = book["methods"].get(method) or {}
+    changes = {**book["methods"], **book["baselines"]}[method]
     parameters = {
         **book["common"],
         **block,
         **positives.get(d, {"batch_size": _default_batch(d, block["w_size"]), "w_iter": 1}),
         **changes.get("all", {}),
         **changes.get(benchmark, {}),
-        **book["variants"].get(variant, {}),
     }
+    relative = {}
+    for block in (paper_variants().get(variant, {}), *overrides):
+        for key, value in block.items():
+            if isinstance(value, str) and value.startswith("*"):
+                relative[key] = value
+            else:
+                parameters[key] = value
+    for key, value in relative.items():
+        parameters[key] = _scaled(f"{benchmark}/{method}@{variant}", key, parameters.get(key), value, d)
     return {**parameters, "benchmark": benchmark, "method": method, "d": d, "variant": variant}
+
+
+def _scaled(where: str, key: str, value: Any, factor: str, d: int) -> int | float:
+    """`value` times the relative value `factor`, "* NUMBER" or "* NUMBER / d"; an integer stays one, at least 1."""
+    match = re.fullmatch(r"\*\s*([0-9.]+)(\s*/\s*d)?", factor)
+    if not match or not isinstance(value, int | float) or match[1].strip(".0") == "":
+        raise ConfigError(f"{where}: {key}: {factor!r} must be '* NUMBER' or '* NUMBER / d' of a parameter with a value")
+    product = value * float(match[1]) / (d if match[2] else 1)
+    return max(1, round(product)) if isinstance(value, int) else product
 
 
 def _default_batch(d: int, w_size: int) -> int:
@@ -338,15 +390,12 @@ def make_spec(cell: str, seed: int, overrides: Sequence[Mapping[str, Any]] = ())
     """
     benchmark, _, label = cell.partition("/")
     method, d, variant = parse_label(label)
-    values = paper_parameters(benchmark, method, d, variant)
-    for override in overrides:
-        for key in override:
-            if key in IDENTITY:
-                raise ConfigError(f"{cell}: '{key}' cannot be overridden: it is part of the run's name")
-        values.update(override)
-    values["seed"] = seed
-    spec = RunSpec.from_dict(values)
-    if method in BASELINES:
+    for key in (key for override in overrides for key in override):
+        if key in IDENTITY:
+            raise ConfigError(f"{cell}: '{key}' cannot be overridden: it is part of the run's name")
+    values = paper_parameters(benchmark, method, d, variant, overrides)
+    spec = RunSpec.from_dict({**values, "seed": seed})
+    if method in recipes()["baselines"]:
         kept = {key: value for key, value in spec.to_dict().items() if key in BASELINE_FIELDS[method]}
         spec = RunSpec.from_dict({**kept, "epochs": 0})
     return spec
@@ -492,40 +541,48 @@ def _runs(settings: Mapping[str, Any], patterns: Sequence[tuple[str, Mapping[str
         if not fnmatch.filter(SOURCES, benchmark):
             raise ConfigError(f"key 'parameters': pattern '{pattern}': {unknown('benchmark', benchmark, SOURCES)}")
     variants = settings["variants"]
-    book = recipes()["variants"]
+    known = {**variants, **paper_variants()}
     runs = []
-    for cell in cells:
+    for cell, seeds in cells.items():
         variant = parse_label(cell.partition("/")[2])[2]
-        if variant and variant not in {**variants, **book}:
-            raise ConfigError(f"{cell}: {unknown('variant', variant, {**variants, **book})}")
+        if variant and variant not in known:
+            raise ConfigError(f"{cell}: {unknown('variant', variant, known)}")
         overrides = [block for pattern, block in patterns if fnmatch.fnmatchcase(cell, pattern)]
-        for seed in settings["seeds"]:
+        for seed in seeds:
             runs.append(make_spec(cell, seed, [*overrides, variants.get(variant, {})]))
     return runs
 
 
-def _selected_cells(settings: Mapping[str, Any]) -> list[str]:
-    """The experiments' cells, restricted to the keys `benchmarks` and `methods` where these are given."""
-    experiments = settings["experiments"]
+def _selected_cells(settings: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The seeds of every cell of the experiments, restricted to `benchmarks` and `methods` where these are given."""
+    blocks = [_experiment(block) for block in settings["experiments"]]
     for key in ("benchmarks", "methods"):
-        offered = {name for experiment in experiments for name in experiment[key]}
+        offered = {name for block in blocks for name in block[key]}
         for name in settings[key] or ():
             if name not in offered:
                 raise ConfigError(f"key '{key}': {unknown(key[:-1], name, offered)} (or add it under 'experiments')")
-    cells = [
-        f"{benchmark}/{make_label(method)}"
-        for experiment in experiments
-        for benchmark in experiment["benchmarks"]
-        for method in experiment["methods"]
-        if (not settings["benchmarks"] or benchmark in settings["benchmarks"])
-        and (not settings["methods"] or method in settings["methods"])
-    ]
+    cells: dict[str, list[int]] = {}
+    for block in blocks:
+        for benchmark in block["benchmarks"]:
+            if benchmark not in SOURCES:
+                raise ConfigError(f"key 'experiments': {unknown('benchmark', benchmark, SOURCES)}")
+            for method in block["methods"]:
+                if all(name in (settings[key] or [name]) for key, name in (("benchmarks", benchmark), ("methods", method))):
+                    seeds = cells.setdefault(f"{benchmark}/{make_label(method)}", [])
+                    seeds += [seed for seed in block.get("seeds", settings["seeds"]) if seed not in seeds]
     if not cells:
         raise ConfigError("keys 'benchmarks' and 'methods' together select no experiment")
-    for cell in cells:
-        if cell.partition("/")[0] not in SOURCES:
-            raise ConfigError(f"key 'experiments': {unknown('benchmark', cell.partition('/')[0], SOURCES)}")
-    return list(dict.fromkeys(cells))
+    return cells
+
+
+def _experiment(block: Mapping[str, Any]) -> dict[str, Any]:
+    """A block of the key `experiments` with its methods, which a named experiment brings along."""
+    name = block.get("experiment")
+    if name is not None and name not in experiments():
+        raise ConfigError(f"key 'experiments': {unknown('experiment', name, experiments())}")
+    if name is None and "methods" not in block:
+        raise ConfigError("key 'experiments': a block needs 'methods', or the name of an 'experiment' that has them")
+    return {"methods": experiments()[name]["methods"] if name else [], **block}
 
 
 def make_label(label: str) -> str:

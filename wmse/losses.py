@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, permutations
 
 import torch
 from torch import Tensor
@@ -29,6 +29,28 @@ def nt_xent(embeddings: Tensor, temperature: float = 0.5, normalize: bool = True
         z = unit_length(z, dim=-1) if normalize else z
         pairs = [_nt_xent_pair(z[i], z[j], temperature) for i, j in combinations(range(len(z)), 2)]
         return torch.stack(pairs).mean()
+
+
+def byol_loss(predictions: Tensor, targets: Tensor, normalize: bool = True) -> Tensor:
+    """BYOL's regression of each view's target from every other view, both directions of a pair added.
+
+    Args:
+        predictions, targets: (d, N, k), d >= 2; `targets` should carry no gradient.
+        normalize: squared distance of the unit vectors, 2 - 2 cos; False is the mean squared error, whose mean also
+            runs over the k dimensions.
+
+    Returns:
+        A scalar in float32 (float64 for float64 input): the mean over the d(d-1)/2 pairs.
+
+    Source: Grill et al. (2020), equation 2, made symmetric as in the authors' code.
+    """
+    d, k = len(predictions), predictions.shape[-1]
+    with torch.autocast(predictions.device.type, enabled=False):
+        p, t = (x if x.dtype == torch.float64 else x.float() for x in (predictions, targets))
+        if normalize:
+            p, t = unit_length(p, dim=-1), unit_length(t, dim=-1)
+        distances = [(p[i] - t[j]).square().sum(dim=-1).mean() for i, j in permutations(range(d), 2)]
+        return torch.stack(distances).mean() * (2 if normalize else 2 / k)
 
 
 def _nt_xent_pair(a: Tensor, b: Tensor, temperature: float) -> Tensor:

@@ -30,9 +30,10 @@ def learning_rate(spec: RunSpec, step: int, steps_per_epoch: int) -> float:
 
 def build_optimizer(spec: RunSpec, model: nn.Module) -> torch.optim.Optimizer:
     """Adam with L2 (Section 5), or LARS for ImageNet. `fused` does one pass over the parameters."""
+    params = [p for p in model.parameters() if p.requires_grad]  # BYOL's target learns by its average only
     if spec.optimizer == "adam":
-        return torch.optim.Adam(model.parameters(), lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
-    return LARS(model.parameters(), lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay)
+        return torch.optim.Adam(params, lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
+    return LARS(params, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay)
 
 
 class LARS(torch.optim.Optimizer):

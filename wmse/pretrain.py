@@ -181,6 +181,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         output.loss.backward()
         self.optimizer.step()
+        self.method.after_step(step // self.steps_per_epoch / spec.epochs)
         self.progress.step += 1
         return output
 

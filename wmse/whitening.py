@@ -66,6 +66,14 @@ def whiten_unchecked(x: Tensor, eps: float = 0.0) -> tuple[Tensor, Tensor]:
     return z, info
 
 
+def standardize(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Zero mean and unit variance of each dimension of each group (..., n, k): batch norm without learnt parameters."""
+    with torch.autocast(x.device.type, enabled=False):
+        x = x if x.dtype == torch.float64 else x.float()
+        x = x - x.mean(dim=-2, keepdim=True)
+        return x * (x.square().mean(dim=-2, keepdim=True) + eps).rsqrt()
+
+
 def sub_batches(embeddings: Tensor, *, w_size: int, w_iter: int, generator: torch.Generator | None = None) -> Tensor:
     """Slice a batch into random sub-batches (Section 3.1, "batch slicing").
 
@@ -90,12 +98,42 @@ def sub_batches(embeddings: Tensor, *, w_size: int, w_iter: int, generator: torc
     return embeddings[:, order].view(d, w_iter, n // w_size, w_size, k)
 
 
+WHITENINGS = ("cholesky", "batch_norm", "identity")
+
+
+def whiten_sub_batches(
+    embeddings: Tensor,
+    *,
+    whitening: str = "cholesky",
+    w_size: int,
+    w_iter: int = 1,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Whiten each random sub-batch of each view alone, or do less than that: the paper's method and its ablations.
+
+    Args:
+        embeddings: (d, N, k).
+        whitening: "cholesky" is the paper's; "batch_norm" scales each dimension to unit variance but leaves the
+            correlations; "identity" returns the embeddings as one untouched sub-batch.
+
+    Returns:
+        (d, w_iter, N / w_size, w_size, k) vectors, float32 (float64 for float64 embeddings), and the
+        (d, w_iter, N / w_size) states of the factorisations as in `whiten_unchecked`, None where there are none.
+    """
+    if whitening == "identity":
+        # The loss must not see half precision here either.
+        return (embeddings if embeddings.dtype == torch.float64 else embeddings.float())[:, None, None], None
+    sliced = sub_batches(embeddings, w_size=w_size, w_iter=w_iter, generator=generator)
+    return (standardize(sliced), None) if whitening == "batch_norm" else whiten_unchecked(sliced)
+
+
 def wmse_loss(
     embeddings: Tensor,
     *,
     w_size: int,
     w_iter: int = 1,
     normalize: bool = True,
+    whitening: str = "cholesky",
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """W-MSE: the mean squared distance between the whitened views of an image, over all pairs of views.
@@ -106,6 +144,7 @@ def wmse_loss(
         w_iter: independent slicings whose losses are averaged.
         normalize: scale the whitened vectors to unit length, so that the distance is 2 - 2 cos. False is the
             paper's Euclidean ablation, whose mean also runs over the k dimensions (as in the authors' code).
+        whitening: as in `whiten_sub_batches`; anything but "cholesky" is an ablation.
         generator: a CPU generator of the permutations.
 
     Returns:
@@ -116,8 +155,11 @@ def wmse_loss(
 
     Source: equations 3 to 6 of the paper and its Section 3.1.
     """
-    loss, info = wmse_loss_unchecked(embeddings, w_size=w_size, w_iter=w_iter, normalize=normalize, generator=generator)
-    check_factorisations(info, w_size, embeddings.shape[-1])
+    loss, info = wmse_loss_unchecked(
+        embeddings, w_size=w_size, w_iter=w_iter, normalize=normalize, whitening=whitening, generator=generator
+    )
+    if info is not None:
+        check_factorisations(info, w_size, embeddings.shape[-1])
     return loss
 
 
@@ -127,14 +169,15 @@ def wmse_loss_unchecked(
     w_size: int,
     w_iter: int = 1,
     normalize: bool = True,
+    whitening: str = "cholesky",
     generator: torch.Generator | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`wmse_loss` without the check: also returns the (d, w_iter, N / w_size) states of the factorisations."""
+) -> tuple[Tensor, Tensor | None]:
+    """`wmse_loss` without the check: also returns the states of the factorisations (`whiten_sub_batches`)."""
     if embeddings.dim() != 3 or embeddings.shape[0] < 2:
         raise ValueError(f"embeddings must have shape (d >= 2, N, k), got {tuple(embeddings.shape)}")
-    if w_size <= embeddings.shape[-1]:
+    if whitening == "cholesky" and w_size <= embeddings.shape[-1]:
         raise ValueError(f"w_size ({w_size}) must exceed the embedding size ({embeddings.shape[-1]})")
-    z, info = whiten_unchecked(sub_batches(embeddings, w_size=w_size, w_iter=w_iter, generator=generator))
+    z, info = whiten_sub_batches(embeddings, whitening=whitening, w_size=w_size, w_iter=w_iter, generator=generator)
     if normalize:
         z = torch.nn.functional.normalize(z, dim=-1)
     loss = mean_pair_distance(z)

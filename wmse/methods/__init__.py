@@ -1,0 +1,87 @@
+"""The self-supervised methods: what happens to the views of a batch between the images and the loss.
+
+A method is a module with an `encoder`; its `forward` maps the views of a batch to a `StepOutput`, and the trainer does
+everything else. To add one, write a module here with a subclass of `Method`, and a block under `methods` in
+wmse/recipes.yaml that names the class (docs/extending.md shows it).
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from wmse.config import RunSpec, recipes
+from wmse.encoder import Encoder
+
+
+@dataclass
+class StepOutput:
+    """What one step of a method gives.
+
+    Attributes:
+        loss: scalar.
+        embeddings: (d, N, k), detached: for the collapse diagnostics.
+        factorisations: (d, w_iter, sub-batches) states of the whitening's Cholesky factors, None without whitening.
+    """
+
+    loss: Tensor
+    embeddings: Tensor
+    factorisations: Tensor | None = None
+
+
+class Method(nn.Module):
+    """A method with its networks.
+
+    Args:
+        encoder: with fresh weights; the only part that is kept after the pretraining.
+        spec: the run; whatever else a method builds must draw its weights from torch's global generator.
+    """
+
+    def __init__(self, encoder: Encoder, spec: RunSpec) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.spec = spec
+
+    def forward(self, views: list[Tensor], generator: torch.Generator) -> StepOutput:
+        """The loss of one step.
+
+        Args:
+            views: d tensors (N, 3, H, W), on the device.
+            generator: a CPU generator of this step's own for whatever the method draws.
+        """
+        raise NotImplementedError
+
+    def after_step(self, progress: float) -> None:
+        """Called after every optimiser step; `progress` is the share of the epochs that were finished before it."""
+
+
+def embed(encoder: nn.Module, head: nn.Module, views: list[Tensor]) -> Tensor:
+    """Encoder once per view, so that its batch norm sees one view at a time; head once on all views joined.
+
+    Args:
+        views: d tensors (N, 3, H, W).
+
+    Returns:
+        (d, N, k)
+    """
+    features = torch.cat([encoder(view) for view in views])
+    return head(features).unflatten(0, (len(views), -1))
+
+
+def build_method(spec: RunSpec, generator_seed: int) -> Method:
+    """The method of a run with its initial weights, which depend on `generator_seed` alone."""
+    module, _, name = recipes()["methods"][spec.method]["class"].rpartition(".")
+    kind: type[Method] = getattr(importlib.import_module(module), name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator_seed)
+        return kind(Encoder(spec.arch, spec.stem, spec.width), spec)
+
+
+def build_encoder(spec: RunSpec, generator_seed: int) -> Encoder:
+    """The run's encoder with the initial weights that `build_method` gives it for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator_seed)
+        return Encoder(spec.arch, spec.stem, spec.width)

@@ -1,0 +1,32 @@
+"""W-MSE (Section 3): whitened positives only, gradient through every view. Its ablations change one parameter each."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from wmse.config import RunSpec
+from wmse.encoder import Encoder, projection_head
+from wmse.methods import Method, StepOutput, embed
+from wmse.whitening import wmse_loss_unchecked
+
+
+class WMSE(Method):
+    """The paper's method, for any number of views d >= 2."""
+
+    def __init__(self, encoder: Encoder, spec: RunSpec) -> None:
+        super().__init__(encoder, spec)
+        self.head = projection_head(encoder.features, spec.head_hidden, spec.embedding, spec.head_layers)
+
+    def forward(self, views: list[Tensor], generator: torch.Generator) -> StepOutput:
+        v = embed(self.encoder, self.head, views)
+        spec = self.spec
+        loss, info = wmse_loss_unchecked(
+            v,
+            w_size=spec.w_size,
+            w_iter=spec.w_iter,
+            normalize=spec.normalize,
+            whitening=spec.resolved_whitening,
+            generator=generator,
+        )
+        return StepOutput(loss, v.detach(), info)
