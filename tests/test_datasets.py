@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wmse.datasets import SOURCES, Prepared, Rows, Source, load, prepare
+from wmse.datasets import SOURCES, Prepared, Rows, Source, find_sources, load, prepare
 from wmse.datasets import imagenet as imagenet_module
 from wmse.datasets.archives import extract_class_tars, open_raw
 from wmse.datasets.build import prepare_source
@@ -87,6 +87,7 @@ def put(path: Path, content: bytes | str) -> Path:
 def test_every_source_is_complete():
     assert set(SOURCES) == {
         "cifar10", "cifar100", "stl10", "tiny_imagenet", "imagenet100", "imagenet", "fashion_mnist",
+        "imagenet100_mini", "imagenet_mini",
     }  # fmt: skip
     for name, source in SOURCES.items():
         assert source.name == name
@@ -101,6 +102,26 @@ def test_every_source_is_complete():
             assert len(value) == len(hashlib.new(algorithm).hexdigest())
             assert all(url.startswith("http") for url in archive.urls)
             assert bool(archive.urls) != source.streamed
+
+
+def write_package(folder: Path, **modules: str) -> Path:
+    """A package of benchmark modules, each with copies of CIFAR-10 under the given names."""
+    for module, names in modules.items():
+        sources = ", ".join(f"replace(CIFAR10, name={name!r})" for name in names.split())
+        code = f"from dataclasses import replace\nfrom wmse.datasets.cifar import CIFAR10\nSOURCES = ({sources},)\n"
+        put(folder / f"{module}.py", code)
+    put(folder / "__init__.py", "")
+    put(folder / "helper.py", "SIZE = 3\n")  # a module without benchmarks
+    return folder
+
+
+def test_the_benchmarks_of_every_module_are_found(tmp_path, monkeypatch):
+    folder = write_package(tmp_path / "found_benchmarks", first="one two", second="three")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert list(find_sources("found_benchmarks", [str(folder)])) == ["one", "two", "three"]
+    folder = write_package(tmp_path / "twice_benchmarks", first="one", second="one")
+    with pytest.raises(ValueError, match=r"twice_benchmarks.second: there is another benchmark named 'one'"):
+        find_sources("twice_benchmarks", [str(folder)])
 
 
 @pytest.mark.parametrize(
@@ -480,6 +501,47 @@ def test_tiny_imagenet_uneven_validation_classes(tmp_path):
 
 
 # --- ImageNet --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["imagenet100_mini", "imagenet_mini"])
+def test_imagenet_in_miniature_is_a_folder_of_jpegs_in_imagenets_layout(name, tmp_path):
+    data = prepare(name, tmp_path, log=lambda line: None)
+    assert {split: len(data[split]) for split in data} == {"pretrain": 1000, "train": 1000, "test": 200}
+    first, last = data["train"].paths[0], data["test"].paths[-1]
+    assert first.relative_to(tmp_path / name).as_posix() == "raw/train/n00000000/n00000000_0.JPEG"
+    assert last.relative_to(tmp_path / name).as_posix() == "raw/val/n00000009/n00000009_9.JPEG"
+    sizes = set()
+    for path, label in zip(data["train"].paths, data["train"].labels, strict=True):
+        assert path.parent.name == f"n{label:08d}"
+        with Image.open(path) as image:
+            assert (image.format, image.mode) == ("JPEG", "RGB")
+            sizes.add(image.size)
+    assert len(sizes) > 20
+    assert min(min(size) for size in sizes) >= 36
+    assert max(max(size) for size in sizes) <= 64
+    again = prepare(name, tmp_path / "again", log=lambda line: None)
+    assert again.digest == data.digest
+
+
+def test_the_miniatures_images_are_those_of_the_sample(tmp_path):
+    data, sample = prepare("imagenet_mini", tmp_path, log=lambda line: None), prepare("fashion_mnist", tmp_path)
+    images = sample["test"].images[sample["test"].labels == 3]
+    for i in (0, 7, 19):
+        path = tmp_path / f"imagenet_mini/raw/val/n00000003/n00000003_{i}.JPEG"
+        small = np.array(Image.open(path).convert("L").resize((28, 28), Image.Resampling.BICUBIC)).astype(float)
+        assert np.abs(small - images[i, 0, 2:-2, 2:-2]).mean() < 6
+    assert len(data["test"]) == 200
+
+
+def test_an_interrupted_miniature_is_written_again_and_a_damaged_one_refused(tmp_path):
+    put(tmp_path / "imagenet_mini/raw/.train.partial/n00000000/half.JPEG", b"x")
+    put(tmp_path / "imagenet_mini/raw/train/n00000000/half.JPEG", b"x")  # no val folder: not complete
+    data = prepare("imagenet_mini", tmp_path, log=lambda line: None)
+    assert not (tmp_path / "imagenet_mini/raw/train/n00000000/half.JPEG").exists()
+    data["train"].paths[5].unlink()
+    (tmp_path / "imagenet_mini/prepared/manifest.json").unlink()
+    with pytest.raises(DataError, match="imagenet_mini train has 999 images, expected 1,000"):
+        prepare("imagenet_mini", tmp_path, log=lambda line: None)
 
 
 def imagenet_source(name: str = "imagenet", classes: int = 3) -> Source:

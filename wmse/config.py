@@ -64,7 +64,9 @@ class RunSpec:
     head_layers: int = 2
     embedding: int = 64  # k
     # loss
-    whitening: str = "auto"  # of the embeddings: "cholesky", "batch_norm", "identity"; "auto": cholesky for wmse, else identity
+    whitening: str = (
+        "auto"  # of the embeddings: "cholesky", "batch_norm", "identity"; "auto": cholesky for wmse, else identity
+    )
     w_size: int = 128  # images in a whitened sub-batch
     w_iter: int = 1  # slicings per step
     normalize: bool = True  # cosine (True) or Euclidean distance
@@ -364,7 +366,9 @@ def _scaled(where: str, key: str, value: Any, factor: str, d: int) -> int | floa
     """`value` times the relative value `factor`, "* NUMBER" or "* NUMBER / d"; an integer stays one, at least 1."""
     match = re.fullmatch(r"\*\s*([0-9.]+)(\s*/\s*d)?", factor)
     if not match or not isinstance(value, int | float) or match[1].strip(".0") == "":
-        raise ConfigError(f"{where}: {key}: {factor!r} must be '* NUMBER' or '* NUMBER / d' of a parameter with a value")
+        raise ConfigError(
+            f"{where}: {key}: {factor!r} must be '* NUMBER' or '* NUMBER / d' of a parameter with a value"
+        )
     product = value * float(match[1]) / (d if match[2] else 1)
     return max(1, round(product)) if isinstance(value, int) else product
 
@@ -567,7 +571,9 @@ def _selected_cells(settings: Mapping[str, Any]) -> dict[str, list[int]]:
             if benchmark not in SOURCES:
                 raise ConfigError(f"key 'experiments': {unknown('benchmark', benchmark, SOURCES)}")
             for method in block["methods"]:
-                if all(name in (settings[key] or [name]) for key, name in (("benchmarks", benchmark), ("methods", method))):
+                if all(
+                    name in (settings[key] or [name]) for key, name in (("benchmarks", benchmark), ("methods", method))
+                ):
                     seeds = cells.setdefault(f"{benchmark}/{make_label(method)}", [])
                     seeds += [seed for seed in block.get("seeds", settings["seeds"]) if seed not in seeds]
     if not cells:

@@ -1,7 +1,7 @@
 """Access to the images of a split: augmented views for pretraining, plain views for the evaluation.
 
-Two sources with the same two methods: `ArrayImages` (uint8 arrays, resident on a GPU when they fit, memory-mapped on
-the CPU) and `FileImages` (folders of JPEGs of any size, decoded by threads).
+Two sources with the same methods: `ArrayImages` (uint8 arrays, resident on a GPU when they fit, memory-mapped on
+the CPU) and `FileImages` (folders of JPEGs of any size, decoded by threads while the device trains).
 """
 
 from __future__ import annotations
@@ -66,6 +66,9 @@ class ArrayImages:
     def _take(self, index: Tensor) -> Tensor:
         return self.images[index.to(self.images.device)].to(self.device, non_blocking=True)
 
+    def prefetch(self, index: Tensor) -> None:
+        """The images are in memory already."""
+
     def views(self, index: Tensor, d: int, seed: int, step: int) -> list[Tensor]:
         """d views of the images `index` (N,): d tensors (N, 3, H, W), drawn from the stream (seed, step)."""
         images = self._take(index)
@@ -84,34 +87,43 @@ class ArrayImages:
             if self.eval_resize:
                 pixels = resize_center_crop(images, self.eval_resize, self.recipe.size)
             else:
-                pixels = images.float().div_(255)
+                pixels = images.float()
             yield normalize(pixels, self.recipe.mean, self.recipe.std)
 
 
 class FileImages:
-    """JPEG files of any size, decoded and augmented by threads, one batch ahead of the training."""
+    """JPEG files of any size: decoded by threads ahead of the training, augmented in batches on the device."""
 
     def __init__(
         self, paths: list[Path], recipe: ViewRecipe, eval_resize: int, device: torch.device, threads: int | None = None
     ) -> None:
         self.paths, self.recipe, self.eval_resize, self.device = paths, recipe, eval_resize, device
         self.pool = ThreadPoolExecutor(threads or max(torch.get_num_threads(), 1))
+        self.ahead: tuple[list[int], list[Future[Tensor]]] = ([], [])
 
     def __len__(self) -> int:
         return len(self.paths)
 
+    def prefetch(self, index: Tensor) -> None:
+        """Start decoding the images that the next call of `views` will ask for."""
+        wanted = index.tolist()
+        self.ahead = wanted, [self.pool.submit(decode, self.paths[i]) for i in wanted]
+
     def views(self, index: Tensor, d: int, seed: int, step: int) -> list[Tensor]:
-        """As `ArrayImages.views`; each image draws from the stream (seed, step, its position in the batch)."""
-
-        def one(position: int) -> Tensor:
-            image = decode(self.paths[int(index[position])])[None]
-            h, w = image.shape[-2:]
-            draws = stream(seed, "views", step, position)
-            params = (draw_params(1, h, w, self.recipe, draws) for _ in range(d))
-            return torch.cat([make_view(image, self.recipe, view) for view in params])
-
-        views = torch.stack(list(self.pool.map(one, range(len(index)))), dim=1)
-        return list(views.to(self.device, non_blocking=True).unbind(0))
+        """As `ArrayImages.views`, with the same draws; DataError names a file that cannot be decoded."""
+        if self.ahead[0] != index.tolist():
+            self.prefetch(index)
+        images = [future.result() for future in self.ahead[1]]
+        self.ahead = ([], [])
+        sizes = torch.tensor([image.shape[-2:] for image in images])
+        drawn = [draw_params(len(index), *sizes.T, self.recipe, stream(seed, "views", step, view)) for view in range(d)]
+        side = self.recipe.size
+        views = [torch.empty(len(index), 3, side, side, device=self.device) for _ in range(d)]
+        for rows in _chunks_of_like_size(sizes, PADDED_CHUNK if self.device.type == "cuda" else 1):
+            padded = _pad([images[i] for i in rows.tolist()]).to(self.device, non_blocking=True)
+            for out, params in zip(views, drawn, strict=True):
+                out[rows.to(self.device)] = make_view(padded, self.recipe, params[rows], sizes[rows])
+        return views
 
     def plain(self, batch: int = 100) -> Iterator[Tensor]:
         """As `ArrayImages.plain`, decoding the next batch while the current one is used."""
@@ -130,6 +142,23 @@ class FileImages:
 
     def _collect(self, futures: list[Future[Tensor]]) -> Tensor:
         return torch.cat([future.result() for future in futures]).to(self.device, non_blocking=True)
+
+
+PADDED_CHUNK = 64  # images of about the same size that a GPU augments together; on the CPU padding is wasted work
+
+
+def _chunks_of_like_size(sizes: Tensor, chunk: int) -> tuple[Tensor, ...]:
+    """The rows of (N, 2) heights and widths, sorted by them, in parts of `chunk`."""
+    return (sizes[:, 0] * (sizes[:, 1].max() + 1) + sizes[:, 1]).argsort(stable=True).split(chunk)
+
+
+def _pad(images: list[Tensor]) -> Tensor:
+    """uint8 images (3, h, w) as one batch, with zeros below and to the right of the smaller ones."""
+    h, w = (max(image.shape[axis] for image in images) for axis in (1, 2))
+    batch = torch.zeros(len(images), 3, h, w, dtype=torch.uint8)
+    for row, image in zip(batch, images, strict=True):
+        row[:, : image.shape[1], : image.shape[2]] = image
+    return batch
 
 
 def decode(path: Path) -> Tensor:

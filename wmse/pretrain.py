@@ -161,17 +161,20 @@ class Trainer:
         order = torch.randperm(len(self.images), generator=stream(self.spec.seed, "order", epoch))
         self.loss_sum = torch.tensor(progress.loss_sum, dtype=torch.float64, device=self.runtime.device)
         self.clock = Clock(progress.epoch_seconds)
+        batches = order[: self.steps_per_epoch * size].split(size)
         for i in range(first, self.steps_per_epoch):
-            output = self.step(order[i * size : (i + 1) * size])
+            output = self.step(batches[i], *batches[i + 1 : i + 2])
             self.loss_sum += output.loss.detach()
             if i % LOG_EVERY == 0 or i + 1 == self.steps_per_epoch:
                 self._show(bar, epoch, i)
             yield output
 
-    def step(self, index: Tensor) -> StepOutput:
-        """One optimiser step on the images `index` (N,)."""
+    def step(self, index: Tensor, following: Tensor | None = None) -> StepOutput:
+        """One optimiser step on the images `index` (N,), while those of the `following` step are fetched."""
         spec, step = self.spec, self.progress.step
         views = self.images.views(index, spec.d, spec.seed, step)
+        if following is not None:
+            self.images.prefetch(following)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(spec, step, self.steps_per_epoch)
         self.method.train()

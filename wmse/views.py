@@ -4,7 +4,8 @@ The order and the arithmetic are those of the authors' torchvision/PIL pipeline,
 batch: parameters are drawn per image and per view on the CPU (so that one seed means the same views on every device)
 and the pixels are computed where the images are. Each operation is a function of tensors.
 
-Shapes: N images, (h, w) input, (H, W) output. Pixels are float32 in [0, 1], channels R, G, B.
+Shapes: N images, (h, w) input, (H, W) output, channels R, G, B. Pixels are float32 but hold whole grey levels from 0 to
+255: every operation rounds where PIL's does, so that a view differs from PIL's by a level here and there.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d, pad
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL's convert("L")
+LUMA = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # PIL's convert("L"), ITU-R 601; exact in float32
 
 
 @dataclass(frozen=True)
@@ -77,33 +79,44 @@ class ViewParams:
 
         return ViewParams(*(move(getattr(self, field.name)) for field in fields(self)))
 
-    def __getitem__(self, index: slice) -> ViewParams:
+    def __getitem__(self, index: slice | Tensor) -> ViewParams:
         return ViewParams(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
-def make_view(images: Tensor, recipe: ViewRecipe, params: ViewParams, chunk: int = 256) -> Tensor:
+CHUNK_PIXELS = 2**18  # pixels processed at a time on the CPU, so that intermediates stay in the cache
+
+
+def make_view(
+    images: Tensor, recipe: ViewRecipe, params: ViewParams, sizes: Tensor | None = None, chunk: int | None = None
+) -> Tensor:
     """One view of each image.
 
     Args:
         images: (N, 3, h, w) uint8.
         params: on the CPU.
-        chunk: images processed at a time on the CPU, so that intermediates stay in the cache.
+        sizes: (N, 2) height and width of each image where they differ; the rest of (h, w), below and to the right, is
+            zero. None: all images fill (h, w).
+        chunk: images processed at a time on the CPU; it changes nothing but the speed.
 
     Returns:
         (N, 3, H, W) float32, normalised, on the images' device.
     """
+    h, w = images.shape[-2:]
+    pixels = torch.full((len(images),), h * w) if sizes is None else sizes.prod(dim=1)
     if images.is_cuda:
-        return _view_chunk(images, recipe, params.to(images.device))
+        pixels = pixels.pin_memory().to(images.device, non_blocking=True)
+        return _view_chunk(images, recipe, params.to(images.device), pixels)
     out = torch.empty(len(images), 3, recipe.size, recipe.size)
+    chunk = chunk or max(1, CHUNK_PIXELS // (h * w))
     for start in range(0, len(images), chunk):
         part = slice(start, start + chunk)
-        out[part] = _view_chunk(images[part], recipe, params[part])
+        out[part] = _view_chunk(images[part], recipe, params[part], pixels[part])
     return out
 
 
-def _view_chunk(images: Tensor, recipe: ViewRecipe, params: ViewParams) -> Tensor:
-    x = images.float().div_(255)
-    x = color_jitter(x, params.factors, params.order)
+def _view_chunk(images: Tensor, recipe: ViewRecipe, params: ViewParams, pixels: Tensor) -> Tensor:
+    x = images.float()
+    x = color_jitter(x, params.factors, params.order, pixels)
     if recipe.grayscale_p > 0:
         x = torch.where(params.gray[:, None, None, None], to_gray(x), x)
     x = resized_crop(x, params.box, recipe.size, params.flip)
@@ -113,17 +126,23 @@ def _view_chunk(images: Tensor, recipe: ViewRecipe, params: ViewParams) -> Tenso
 
 
 def normalize(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """(x - mean) / std per channel of (N, 3, H, W)."""
-    shift = torch.tensor(mean, dtype=x.dtype, device=x.device).view(-1, 1, 1)
-    scale = torch.tensor(std, dtype=x.dtype, device=x.device).view(-1, 1, 1)
+    """(x / 255 - mean) / std per channel of (N, 3, H, W)."""
+    shift = 255 * torch.tensor(mean, dtype=x.dtype, device=x.device).view(-1, 1, 1)
+    scale = 255 * torch.tensor(std, dtype=x.dtype, device=x.device).view(-1, 1, 1)
     return (x - shift) / scale
 
 
 # --- drawing the parameters -------------------------------------------------------------------------------------------
 
 
-def draw_params(n: int, height: int, width: int, recipe: ViewRecipe, generator: torch.Generator) -> ViewParams:
-    """Draw the parameters of one view of each of n images of (height, width) pixels, with a CPU generator."""
+def draw_params(
+    n: int, height: int | Tensor, width: int | Tensor, recipe: ViewRecipe, generator: torch.Generator
+) -> ViewParams:
+    """Draw the parameters of one view of each of n images, with a CPU generator.
+
+    Args:
+        height, width: of the images in pixels; (n,) int64 where they differ.
+    """
 
     def uniform(low: float, high: float) -> Tensor:
         return torch.empty(n).uniform_(low, high, generator=generator)
@@ -148,8 +167,8 @@ def draw_params(n: int, height: int, width: int, recipe: ViewRecipe, generator: 
 
 def draw_crops(
     n: int,
-    height: int,
-    width: int,
+    height: int | Tensor,
+    width: int | Tensor,
     scale: tuple[float, float],
     ratio: tuple[float, float],
     generator: torch.Generator,
@@ -160,12 +179,13 @@ def draw_crops(
     Up to ten attempts draw an area and a log-uniform aspect ratio; the first box that fits is placed uniformly. If
     none fits, the largest central box within the range of ratios is taken.
     """
-    area = torch.empty(n, attempts).uniform_(*scale, generator=generator) * (height * width)
+    height, width = torch.as_tensor(height).expand(n), torch.as_tensor(width).expand(n)
+    area = torch.empty(n, attempts).uniform_(*scale, generator=generator) * (height * width)[:, None]
     log_ratio = torch.empty(n, attempts).uniform_(math.log(ratio[0]), math.log(ratio[1]), generator=generator)
     aspect = log_ratio.exp()
     w = (area * aspect).sqrt().round().long()
     h = (area / aspect).sqrt().round().long()
-    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    fits = (w > 0) & (w <= width[:, None]) & (h > 0) & (h <= height[:, None])
     first = fits.byte().argmax(dim=1, keepdim=True)
     h, w = h.gather(1, first)[:, 0], w.gather(1, first)[:, 0]
     place = torch.rand(n, 2, generator=generator, dtype=torch.float64)
@@ -175,45 +195,46 @@ def draw_crops(
     return torch.where(fits.any(dim=1, keepdim=True), box, _central_box(height, width, ratio))
 
 
-def _central_box(height: int, width: int, ratio: tuple[float, float]) -> Tensor:
-    if width / height < ratio[0]:
-        w, h = width, round(width / ratio[0])
-    elif width / height > ratio[1]:
-        h, w = height, round(height * ratio[1])
-    else:
-        h, w = height, width
-    return torch.tensor([(height - h) // 2, (width - w) // 2, h, w])
+def _central_box(height: Tensor, width: Tensor, ratio: tuple[float, float]) -> Tensor:
+    """The largest central boxes within the range of ratios: (n, 4)."""
+    h = torch.minimum(height, (width / ratio[0]).round().long())
+    w = torch.minimum(width, (height * ratio[1]).round().long())
+    return torch.stack([(height - h) // 2, (width - w) // 2, h, w], dim=1)
 
 
 # --- colour -----------------------------------------------------------------------------------------------------------
 
 
 def to_gray(x: Tensor) -> Tensor:
-    """Luminance of (N, 3, h, w), as (N, 1, h, w)."""
+    """Luminance of (N, 3, h, w) in whole levels, as (N, 1, h, w)."""
     r, g, b = x.unbind(1)
-    return (LUMA[0] * r + LUMA[1] * g + LUMA[2] * b).unsqueeze(1)
+    return (LUMA[0] * r + LUMA[1] * g + LUMA[2] * b).add_(0.5).floor_().unsqueeze(1)
 
 
-def color_jitter(x: Tensor, factors: Tensor, order: Tensor) -> Tensor:
-    """Brightness, contrast, saturation and hue in each image's own random order, clamped to [0, 1] after each.
+def color_jitter(x: Tensor, factors: Tensor, order: Tensor, pixels: Tensor | None = None) -> Tensor:
+    """Brightness, contrast, saturation and hue in each image's own random order.
 
     Args:
         x: (N, 3, h, w); factors, order: (N, 4) as in `ViewParams`.
+        pixels: (N,) number of pixels of each image, None for h * w; what lies outside an image is zero.
 
     Brightness, contrast and saturation are all a blend ``f * x + (1 - f) * base`` with a different base (black, the
     image's mean luminance, the pixel's luminance), so one position of the order is one blend for all images, except
-    for the quarter of the images whose hue is due.
+    for the quarter of the images whose hue is due. As in PIL, a blend is clipped and its fraction is cut off.
     """
+    area = x.shape[-2] * x.shape[-1] if pixels is None else pixels[:, None, None, None]
     for position in range(4):
         operation = order[:, position]
         factor = factors.gather(1, operation[:, None])[:, :, None, None]
         is_hue = operation == HUE
         luma = to_gray(x)
-        contrast_base = luma.mean(dim=(2, 3), keepdim=True)
+        # Zero outside the image until its contrast is changed, after which the mean is not needed again.
+        contrast_base = (luma.sum(dim=(2, 3), keepdim=True) / area).add_(0.5).floor_()
         pick = operation[:, None, None, None]
         base = torch.where(pick == SATURATION, luma, torch.where(pick == CONTRAST, contrast_base, 0.0))
         blend = torch.where(is_hue[:, None, None, None], 1.0, factor)
-        x = torch.lerp(base.expand_as(x), x, blend.expand_as(x)).clamp_(0, 1)  # exactly x where blend is 1
+        # Not as one fused multiplication and addition: before the floor, its last digit would differ from PIL's.
+        x = (x - base).mul_(blend).add_(base).clamp_(0, 255).floor_()  # exactly x where blend is 1
         x = _shift_hue_of(x, is_hue, factor[:, 0])
     return x
 
@@ -227,18 +248,21 @@ def _shift_hue_of(x: Tensor, is_hue: Tensor, shift: Tensor) -> Tensor:
 
 
 def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Rotate the hue of (N, 3, h, w) by `shift` turns, broadcast as (N, 1, 1)."""
-    value, lowest = x.amax(dim=1), x.amin(dim=1)
-    r, g, b = x.unbind(1)
-    chroma = value - lowest
-    safe = torch.where(chroma == 0, 1.0, chroma)
-    hue = torch.where(value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
-    hue = hue + 6 * shift  # in sixths of a turn
+    """Rotate the hue of (N, 3, h, w) by `shift` turns, broadcast as (N, 1, 1), through PIL's HSV of eight bits each."""
+    value = x.amax(dim=1)
+    chroma = value - x.amin(dim=1)
+    # In PIL the distances to the largest channel are float and their sums double; the floor below sees the difference.
+    r, g, b = ((value[:, None] - x) / torch.where(chroma == 0, 1.0, chroma)[:, None]).double().unbind(1)
+    sixths = torch.where(r == 0, b - g, torch.where(g == 0, 2 + r - b, 4 + g - r)).float().double()
+    # The hue has 255 steps a turn but wraps around at 256.
+    hue = (sixths / 6 + 1).remainder_(1).float().double().mul_(255).floor_().float()
+    hue = (hue + (shift * 255).trunc()).remainder_(256) * (6 / 255)
+    saturation = (chroma / value.clamp(min=1) * 255).floor_() / 255
 
     def channel(offset: float) -> Tensor:
-        # HSV to RGB without a case analysis: f(n) = V - C * clamp(min(k, 4 - k), 0, 1), k = (n + H) mod 6
+        # HSV to RGB without a case analysis: f(n) = V - V * S * clamp(min(k, 4 - k), 0, 1), k = (n + H) mod 6
         k = (hue + offset).remainder(6)
-        return value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)
+        return (value * (1 - saturation * torch.minimum(k, 4 - k).clamp_(0, 1))).add_(0.5).floor_()
 
     return torch.stack([channel(5), channel(3), channel(1)], dim=1)
 
@@ -253,15 +277,20 @@ def resized_crop(x: Tensor, box: Tensor, size: int, flip: Tensor | None = None) 
         x: (N, 3, h, w); box: (N, 4) of top, left, height, width; flip: (N,) mirror left and right afterwards.
 
     Returns:
-        (N, 3, size, size), clamped to [0, 1]. Both directions are one small matrix product per image.
+        (N, 3, size, size). Both directions are one small matrix product per image.
     """
     n, c, h, w = x.shape
     rows = crop_matrix(box[:, 0], box[:, 2], h, size)
     columns = crop_matrix(box[:, 1], box[:, 3], w, size)
     if flip is not None:
         columns = torch.where(flip[:, None, None], columns.flip(1), columns)
-    x = torch.bmm(x.reshape(n, c * h, w), columns.mT).view(n, c, h, size).clamp_(0, 1)  # PIL clips between the passes
-    return torch.matmul(rows[:, None], x).clamp_(0, 1)
+    x = to_levels(torch.bmm(x.reshape(n, c * h, w), columns.mT)).view(n, c, h, size)  # PIL rounds between the passes
+    return to_levels(torch.matmul(rows[:, None], x))
+
+
+def to_levels(x: Tensor) -> Tensor:
+    """Clip to [0, 255] and round to whole levels, in place."""
+    return x.clamp_(0, 255).round_()
 
 
 def crop_matrix(start: Tensor, length: Tensor, in_size: int, out_size: int) -> Tensor:
@@ -320,22 +349,37 @@ def bicubic_matrix(in_size: int, out_size: int) -> Tensor:
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, largest: float) -> Tensor:
-    """Gaussian blur of (N, 3, h, w) with each image's own standard deviation in pixels; 0 leaves it unchanged.
+    """PIL's Gaussian blur of (N, 3, H, W) with each image's own standard deviation in pixels; 0 changes nothing.
+
+    PIL approximates the Gaussian by three passes of a box filter along each axis. A pass repeats the edge pixels
+    outside and rounds to whole levels.
 
     Args:
-        largest: upper bound of sigma; it sets the width of the kernel (3 sigma to each side). Edges are replicated,
-            as PIL does.
+        largest: upper bound of sigma; it sets the width of the kernels.
     """
     n, c, h, w = x.shape
-    radius = math.ceil(3 * largest)
-    offset = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
-    kernel = torch.exp(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]) ** 2)
-    kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(c, dim=0)
-    flat = x.reshape(1, n * c, h, w)
-    flat = torch.nn.functional.pad(flat, (radius, radius, radius, radius), mode="replicate")
-    flat = torch.nn.functional.conv2d(flat, kernel[:, None, None, :], groups=n * c)
-    flat = torch.nn.functional.conv2d(flat, kernel[:, None, :, None], groups=n * c)
-    return flat.view(n, c, h, w)
+    reach = math.floor(box_radius(torch.tensor(largest)).item()) + 1
+    tap = torch.arange(-reach, reach + 1, device=x.device)
+    radius = box_radius(sigma)[:, None]
+    kernel = (radius + 1 - tap.abs()).clamp(0, 1) / (2 * radius + 1)
+    kernel = kernel.to(x.dtype).repeat_interleave(c, dim=0)
+    x = x.reshape(1, n * c, h, w)
+    along_rows, along_columns = kernel[:, None, None], kernel[:, None, :, None]
+    for weight, margin in ((along_rows, (reach, reach, 0, 0)), (along_columns, (0, 0, reach, reach))):
+        for _ in range(BLUR_PASSES):
+            x = to_levels(conv2d(pad(x, margin, mode="replicate"), weight, groups=n * c))
+    return x.view(n, c, h, w)
+
+
+BLUR_PASSES = 3
+
+
+def box_radius(sigma: Tensor) -> Tensor:
+    """Radius of the box filter, with a fraction, whose passes have the standard deviation `sigma`; float64."""
+    variance = sigma.double().square() / BLUR_PASSES
+    whole = ((12 * variance + 1).sqrt().sub(1) / 2).floor()
+    part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1).square()))
+    return whole + part
 
 
 def resize_center_crop(images: Tensor, resize: int, size: int) -> Tensor:
@@ -345,7 +389,7 @@ def resize_center_crop(images: Tensor, resize: int, size: int) -> Tensor:
         images: (N, 3, h, w) uint8.
 
     Returns:
-        (N, 3, size, size) float32 in [0, 1].
+        (N, 3, size, size) float32, in whole levels.
     """
     h, w = images.shape[-2:]
     short = min(h, w)
@@ -355,5 +399,5 @@ def resize_center_crop(images: Tensor, resize: int, size: int) -> Tensor:
     top, left = round((new_h - size) / 2), round((new_w - size) / 2)
     if size > min(new_h, new_w):
         raise ValueError(f"a crop of {size} pixels does not fit into images resized to {new_h} x {new_w}")
-    x = (images.float().div_(255) @ columns[left : left + size].T).clamp_(0, 1)  # PIL clips between the passes
-    return (rows[top : top + size] @ x).clamp_(0, 1)
+    x = to_levels(images.float() @ columns[left : left + size].T)  # PIL rounds between the passes
+    return to_levels(rows[top : top + size] @ x)

@@ -4,28 +4,36 @@
     data = load("cifar10", Path("data"))              # then: opens memory maps
     data["train"].images, data["train"].labels        # uint8 (50000, 3, 32, 32), int64 (50000,)
 
-To add a benchmark, write a module with its `Source` and parser and add it to `SOURCES`.
+To add a benchmark, write a module here with its `Source`s in a tuple `SOURCES` and its parser: it is found by itself.
 """
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from wmse.datasets.build import prepare_source
-from wmse.datasets.cifar import CIFAR10, CIFAR100
-from wmse.datasets.fashion_mnist import FASHION_MNIST
-from wmse.datasets.imagenet import IMAGENET, IMAGENET100
 from wmse.datasets.prepared import Prepared, Split, load_prepared
 from wmse.datasets.source import UNLABELED, Archive, Log, Rows, Source
-from wmse.datasets.stl10 import STL10
-from wmse.datasets.tiny_imagenet import TINY_IMAGENET
 from wmse.errors import DataError
 
-__all__ = ["SOURCES", "UNLABELED", "Archive", "Prepared", "Rows", "Source", "Split", "load", "prepare"]
+__all__ = ["SOURCES", "UNLABELED", "Archive", "Prepared", "Rows", "Source", "Split", "find_sources", "load", "prepare"]
 
-SOURCES: dict[str, Source] = {
-    source.name: source for source in (CIFAR10, CIFAR100, STL10, TINY_IMAGENET, IMAGENET100, IMAGENET, FASHION_MNIST)
-}
+
+def find_sources(package: str, folders: Iterable[str]) -> dict[str, Source]:
+    """The benchmarks of a package by name: from every module with a tuple `SOURCES`. ValueError if a name is twice."""
+    found: dict[str, Source] = {}
+    for name in sorted(module.name for module in pkgutil.iter_modules(folders)):
+        for source in getattr(importlib.import_module(f"{package}.{name}"), "SOURCES", ()):
+            if source.name in found:
+                raise ValueError(f"{package}.{name}: there is another benchmark named '{source.name}'")
+            found[source.name] = source
+    return found
+
+
+SOURCES: dict[str, Source] = find_sources(__name__, __path__)
 
 
 def prepare(

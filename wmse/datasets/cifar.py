@@ -190,3 +190,5 @@ CIFAR100 = Source(
     ),
     parse=parse,
 )
+
+SOURCES = (CIFAR10, CIFAR100)

@@ -81,3 +81,5 @@ FASHION_MNIST = Source(
     ),
     parse=parse,
 )
+
+SOURCES = (FASHION_MNIST,)

@@ -63,9 +63,14 @@ def scan(source: Source, data_root: Path, log: Log) -> Listing:
     if raw is None:
         raise DataError(instructions(source, raws))
     _unpack(source, raw, wnids, log)
+    return list_class_folders(source, raw, wnids)
+
+
+def list_class_folders(source: Source, raw: Path, wnids: tuple[str, ...] | None) -> Listing:
+    """List the images of the classes `wnids` (None: of all) below `raw`, whose folders must be complete."""
     train_root, val_root = _images_root(raw, "train"), _images_root(raw, "val")
     if val_root is None:
-        raise DataError(f"{raw / 'val'}: no validation images. {instructions(source, raws)}")
+        raise DataError(f"{raw / 'val'}: no validation images. {instructions(source, [raw])}")
     classes = _classes(source, train_root / "train", wnids)
     train = [(wnid, path) for wnid in classes for path in _images(train_root / "train" / wnid)]
     listing = {"train": train, "test": _validation_images(source, raw, val_root / "val", classes)}
@@ -219,3 +224,5 @@ IMAGENET100 = Source(
     archives=_ARCHIVES,
     scan=scan,
 )
+
+SOURCES = (IMAGENET100, IMAGENET)

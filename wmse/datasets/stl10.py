@@ -91,3 +91,5 @@ STL10 = Source(
     ),
     parse=parse,
 )
+
+SOURCES = (STL10,)

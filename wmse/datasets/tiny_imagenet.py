@@ -129,3 +129,5 @@ TINY_IMAGENET = Source(
     ),
     parse=parse,
 )
+
+SOURCES = (TINY_IMAGENET,)
