@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from wmse.config import RunSpec, load_project, make_spec, paper_differences
+from wmse.config import RunSpec, experiments, load_project, make_spec, paper_differences
 from wmse.errors import ConfigError
 
-QUICK = {"preset": "quick"}
+# The quick preset with fewer cells.
+METHODS = ["simclr", "wmse-2", "wmse-4", "random", "pixels"]
+QUICK = {"preset": "quick", "experiments": [{"benchmarks": ["fashion_mnist"], "methods": METHODS}]}
 
 # (benchmark, method) -> epochs, lr, N, k, w_size, w_iter: the table of recipes in the authors' code.
 PAPER = {
@@ -39,7 +41,7 @@ def test_the_paper_preset_has_the_papers_recipe(cell: str) -> None:
 def test_the_paper_preset_covers_every_benchmark_and_both_numbers_of_positives() -> None:
     cells = {spec.cell for spec in load_project(ROOT, {"preset": "paper"}).runs}
     four = ("cifar10", "cifar100", "stl10", "tiny_imagenet")
-    assert {f"{b}/{m}" for b in four for m in ("simclr", "wmse-2", "wmse-4", "random", "pixels")} <= cells
+    assert {f"{b}/{m}" for b in four for m in (*METHODS, "byol")} <= cells
     assert {"imagenet100/wmse-2", "imagenet100/wmse-4", "imagenet/wmse-4", "imagenet/wmse-4@400-epochs"} <= cells
 
 
@@ -79,18 +81,18 @@ def test_the_last_matching_pattern_wins_and_the_user_wins_over_the_preset() -> N
         "random": 0,
         "pixels": 0,
     }
-    assert all(spec.width == 8 for spec in runs if spec.trained)
+    assert all(spec.width == 12 for spec in runs if spec.trained)
 
 
 def test_overriding_one_run_changes_no_other() -> None:
     before = {spec.label: spec.hash for spec in load_project(ROOT, QUICK).runs}
-    changed = load_project(ROOT, {**QUICK, "parameters": {"*/wmse-2": {"lr": 0.001}}}).runs
+    changed = load_project(ROOT, {**QUICK, "parameters": {"*/wmse-2": {"lr": 0.002}}}).runs
     assert [spec.label for spec in changed if spec.hash != before[spec.label]] == ["wmse-2"]
 
 
 def test_training_parameters_do_not_touch_the_baselines() -> None:
     before = {spec.label: spec.hash for spec in load_project(ROOT, QUICK).runs}
-    changed = load_project(ROOT, {**QUICK, "parameters": {"*": {"lr": 0.001, "epochs": 4}}}).runs
+    changed = load_project(ROOT, {**QUICK, "parameters": {"*": {"lr": 0.002, "epochs": 4}}}).runs
     same = {spec.label for spec in changed if spec.hash == before[spec.label]}
     assert same == {"random", "pixels"}
 
@@ -117,6 +119,57 @@ def test_a_variant_is_a_cell_of_its_own() -> None:
     plain, euclidean = load_project(ROOT, config).runs
     assert (plain.normalize, euclidean.normalize) == (True, False)
     assert euclidean.cell == "fashion_mnist/wmse-2@euclidean"
+
+
+def test_a_named_experiment_brings_its_methods_and_may_have_seeds_of_its_own() -> None:
+    blocks = [
+        {"experiment": "euclidean", "benchmarks": ["fashion_mnist"]},
+        {"benchmarks": ["fashion_mnist"], "methods": ["wmse-2"], "seeds": [7]},
+    ]
+    runs = load_project(ROOT, {**QUICK, "experiments": blocks, "seeds": [4]}).runs
+    found = [(spec.label, spec.seed, spec.normalize) for spec in runs if spec.trained]
+    assert found == [("wmse-2", 4, True), ("wmse-2", 7, True), ("wmse-2@euclidean", 4, False)]
+
+
+@pytest.mark.parametrize("preset", ["quick", "paper"])
+def test_every_experiment_is_in_the_preset_with_all_its_methods(preset: str) -> None:
+    labels = {spec.label for spec in load_project(ROOT, {"preset": preset}).runs}
+    for name, experiment in experiments().items():
+        assert set(experiment["methods"]) <= labels, name
+        assert {"random", "pixels"} <= set(experiment["methods"]), name
+
+
+def test_relative_values_follow_recipe_preset_and_user() -> None:
+    def epochs(label: str, *overrides: dict[str, Any]) -> int:
+        return make_spec(f"cifar10/{label}", 0, overrides).epochs
+
+    assert [epochs(f"wmse-{d}@equal-views") for d in (2, 3, 4, 6, 8)] == [1000, 667, 500, 333, 250]
+    assert epochs("simclr@short") == 200  # Table 4 of the paper
+    assert epochs("wmse-4@equal-views", {"epochs": 60, "lr_drops": []}) == 30
+    assert epochs("simclr@short", {"epochs": 2, "lr_drops": []}) == 1  # never 0
+    assert make_spec("imagenet/wmse-4@400-epochs", 0).epochs == 400
+    assert [make_spec(f"cifar10/wmse-2@w-size-{x}", 0).w_size for x in ("x2", "x4")] == [256, 512]
+    assert make_spec("cifar10/wmse-2", 0, [{"lr": "* 0.5"}]).lr == 0.0015
+
+
+def test_variants_of_the_paper_depart_from_its_recipe_only_where_a_preset_does() -> None:
+    spec = make_spec("cifar10/wmse-2@w-size-x2", 0)
+    assert paper_differences(spec) == {}
+    spec = make_spec("cifar10/wmse-8@equal-views", 0, [{"epochs": 240}])
+    assert paper_differences(spec) == {"epochs": {"run": 60, "paper": 250}}
+
+
+def test_only_wmse_whitens_unless_told_to() -> None:
+    labels = ["wmse-2", "simclr", "byol", "simclr@short-whitened", "wmse-2@batch-norm", "wmse-2@no-whitening"]
+    found = [make_spec(f"cifar10/{label}", 0).resolved_whitening for label in labels]
+    assert found == ["cholesky", "identity", "identity", "cholesky", "batch_norm", "identity"]
+    with pytest.raises(ConfigError, match="'cholesky' is not possible for byol"):
+        make_spec("cifar10/byol", 0, [{"whitening": "cholesky"}])
+
+
+def test_pixels_of_imagenet_are_thumbnails() -> None:
+    assert {make_spec(f"{b}/pixels", 0).view_size for b in ("imagenet", "imagenet100")} == {32}
+    assert make_spec("imagenet/random", 0).view_size == 224
 
 
 def test_a_reduced_run_says_what_differs_from_the_paper() -> None:
@@ -149,8 +202,18 @@ def _cell(**parameters: Any) -> dict[str, Any]:
         ({"experiments": [{"benchmarks": ["mnist"], "methods": ["wmse-2"]}]}, ["benchmark 'mnist'", "cifar10"]),
         ({"experiments": [{"benchmarks": ["cifar10"], "methods": ["wmse-1"]}]}, ["wmse-1", "from 2 to 64"]),
         ({"experiments": [{"benchmarks": ["cifar10"], "methods": ["wmse-2@x"]}]}, ["unknown variant 'x'"]),
-        (_cell(batch_size=100), ["fashion_mnist/wmse-4", "batch_size (100)", "multiple of w_size (64)"]),
-        (_cell(w_size=32), ["fashion_mnist/wmse-4", "w_size (32)", "greater than embedding (32)"]),
+        ({"experiments": [{"benchmarks": ["cifar10"], "experiment": "tabel1"}]}, ["'tabel1'", "did you mean 'table1'"]),
+        ({"experiments": [{"benchmarks": ["cifar10"]}]}, ["'experiments'", "'methods'", "'experiment'"]),
+        (
+            {"experiments": [{"benchmarks": ["cifar10"], "methods": ["byol"], "seeds": [-1]}]},
+            ["'experiments.0.seeds.0'"],
+        ),
+        (_cell(whitening="pca"), ["whitening", "auto, batch_norm, cholesky, identity"]),
+        ({"parameters": {"*/simclr": {"whitening": "cholesky", "w_size": 16}}}, ["simclr", "w_size (16)"]),
+        (_cell(epochs="* x"), ["epochs", "'* x'", "* NUMBER / d"]),
+        (_cell(stem="* 2"), ["stem", "numeric"]),
+        (_cell(batch_size=100), ["fashion_mnist/wmse-4", "batch_size (100)", "multiple of w_size (32)"]),
+        (_cell(w_size=16), ["fashion_mnist/wmse-4", "w_size (16)", "greater than embedding (16)"]),
         (_cell(epochs="ten"), ["epochs must be an integer", "'ten'"]),
         (_cell(epochs=0), ["epochs must be at least 1"]),
         (_cell(epochs=1), ["lr_drops", "between 1 and epochs - 1"]),
@@ -161,7 +224,7 @@ def _cell(**parameters: Any) -> dict[str, Any]:
         (_cell(crop_scale=[1.0, 0.2]), ["crop_scale", "low <= high"]),
         (_cell(optimizer="sgd"), ["optimizer", "adam, lars"]),
         (_cell(precision="fp16"), ["precision", "bf16"]),
-        (_cell(eval_resize=16), ["eval_resize (16)", "view_size (32)"]),
+        (_cell(eval_resize=8), ["eval_resize (8)", "view_size (16)"]),
     ],
 )
 def test_bad_configuration_gives_one_message_that_names_key_and_allowed_values(

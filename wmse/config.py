@@ -364,11 +364,9 @@ def paper_parameters(
 
 def _scaled(where: str, key: str, value: Any, factor: str, d: int) -> int | float:
     """`value` times the relative value `factor`, "* NUMBER" or "* NUMBER / d"; an integer stays one, at least 1."""
-    match = re.fullmatch(r"\*\s*([0-9.]+)(\s*/\s*d)?", factor)
-    if not match or not isinstance(value, int | float) or match[1].strip(".0") == "":
-        raise ConfigError(
-            f"{where}: {key}: {factor!r} must be '* NUMBER' or '* NUMBER / d' of a parameter with a value"
-        )
+    match = re.fullmatch(r"\*\s*(\d+(?:\.\d+)?)(\s*/\s*d)?", factor)
+    if not match or not isinstance(value, int | float) or float(match[1]) == 0:
+        raise ConfigError(f"{where}: {key}: {factor!r} must be '* NUMBER' or '* NUMBER / d' of a numeric parameter")
     product = value * float(match[1]) / (d if match[2] else 1)
     return max(1, round(product)) if isinstance(value, int) else product
 
