@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from wmse.config import experiments, parse_label
 from wmse.errors import DataError
-from wmse.report import build_report, write_plots, write_tables
+from wmse.report import build_report, write_dag, write_plots, write_tables
 from wmse.report.compare import compare
+from wmse.report.dag import layers, parse_dot
 from wmse.report.paper import METRICS, load_paper
 from wmse.report.results import load_runs
 
@@ -45,6 +47,7 @@ def make_run(
     label = f"wmse-{d}" if method == "wmse" else method
     run = f"{benchmark}/{label}/seed{seed}-{digest[:8]}"
     pretrain = {"epochs": epochs, "wall_seconds": 2800.4, "views_per_second": 712.6, "resumed": 0}
+    pretrain |= {"steps": 100 * epochs, "views": 2e5 * epochs, "embedding_std": 0.9, "effective_rank": 12.0}
     content = {
         "format": 1,
         "run": run,
@@ -83,7 +86,7 @@ def _write_history(file: Path, epochs: int, level: float, seed: int) -> None:
     for epoch in range(1, epochs + 1):
         part = epoch / epochs
         knn = f"{level * part + seed:.2f}" if epoch % 2 == 0 else ""
-        lines.append(f"{epoch},{epoch},{epoch},1.0,{2 - part + seed / 10},0.003,700,0.1,{40 * part},{knn},")
+        lines.append(f"{epoch},{epoch},{epoch},{60 * epoch}.0,{2 - part + seed / 10},0.003,700,0.1,{40 * part},{knn},")
     file.write_text("\n".join(lines) + "\n")
 
 
@@ -296,12 +299,95 @@ def test_specs_that_differ_beyond_the_seed_are_not_averaged(tmp_path: Path) -> N
 
 
 def test_a_variant_never_stands_beside_the_papers_value_of_the_method(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path, epochs=1000, differences={}, variant="euclidean"), make_run(tmp_path, variant="")]
+    runs = [make_run(tmp_path, epochs=1000, differences={}, variant="mine"), make_run(tmp_path, variant="")]
     text = tables(runs, tmp_path / "out")
-    assert cells(text, "CIFAR-10", "W-MSE 4, euclidean")[1:6] == ["no paper value", "1000 / —", "—", "55.00 (n=1)", "—"]
+    assert cells(text, "CIFAR-10", "W-MSE 4, mine")[1:6] == ["no paper value", "1000 / —", "—", "55.00 (n=1)", "—"]
     assert cells(text, "CIFAR-10", "W-MSE 4")[1:4] == ["**reduced** [1]", "10 / 1000", "91.99"]
     only = tables(runs[:1], tmp_path / "only")
     assert cells(only, "CIFAR-10", "W-MSE 4")[3:5] == ["91.99", "not run"]
+
+
+def variant(root: Path, method: str, name: str, d: int = 2, **settings: Any) -> Path:
+    """A run of a variant on the benchmark of the quick preset."""
+    return make_run(root, "fashion_mnist", method, d, differences=None, variant=name, **settings)
+
+
+def rows_of(part: str) -> list[str]:
+    """First cells of a section's table, without its head."""
+    return [line.split(" | ")[0].strip("| ") for line in part.splitlines() if line.startswith("| ")][2:]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, e in experiments().items() if name not in ("table1", "table2", "table3")]
+)
+def test_every_experiment_has_a_table_with_all_its_rows_and_both_baselines(tmp_path: Path, name: str) -> None:
+    experiment = experiments()[name]
+    own = next(label for label in experiment["methods"] if "@" in label)
+    method, d, found = parse_label(own)
+    runs = [variant(tmp_path, method, found, d, linear=61.0, knn=62.0), make_run(tmp_path, "fashion_mnist", "pixels")]
+    part = section(tables(runs, tmp_path / "out"), f"{experiment['title']}, Fashion-MNIST sample")
+    rows = rows_of(part)
+    assert len(rows) == len(experiment["methods"])
+    assert rows[-2:] == ["Random encoder", "Raw pixels"]
+    assert part.count("not run") == 2 * (len(rows) - 2)
+    assert ("(missing)" in part) == (name == "table4")
+    ours = next(line for line in part.splitlines() if "61.00" in line)
+    # spread, effective rank, 2800.4 s / 1000 steps, views
+    assert [cell.strip() for cell in ours.strip("| ").split(" | ")][3:] == [
+        *("61.00 (n=1)", "62.00 (n=1)", "0.90", "12.0", "2,800", "2,000,000")
+    ]
+    lines = read_csv(tmp_path / "out" / "tables" / f"{name}.csv")
+    assert {line["metric"] for line in lines if line["ours_mean"] == "61.00"} == {"linear_top1"}
+    assert {"embedding_std", "effective_rank", "ms_per_step", "views"} <= {line["metric"] for line in lines}
+
+
+def test_variants_of_an_experiment_stand_in_its_table_alone(tmp_path: Path) -> None:
+    runs = [variant(tmp_path, "wmse", "euclidean"), make_run(tmp_path, "fashion_mnist", d=2, differences=None)]
+    text = tables(runs, tmp_path / "out")
+    assert "euclidean" not in section(text, "Fashion-MNIST sample (not in the paper)")
+    part = section(text, "Ablation: Euclidean distance instead of cosine, Fashion-MNIST sample")
+    assert rows_of(part) == ["W-MSE 2", "W-MSE 2, euclidean", "Random encoder", "Raw pixels"]
+    assert "Ablation: whitening" not in text  # none of its variants was run
+    assert "Ablation" not in tables(runs[1:], tmp_path / "without")
+
+
+def test_the_miniatures_have_the_layouts_of_tables_2_and_3(tmp_path: Path) -> None:
+    runs = [
+        make_run(tmp_path, "imagenet100_mini", d=2, differences=None, top5=93.0),
+        make_run(tmp_path, "imagenet_mini", differences=None),
+        make_run(tmp_path, "imagenet_mini", differences=None, variant="400-epochs", epochs=40),
+    ]
+    text = tables(runs, tmp_path / "out")
+    two = section(text, "ImageNet-100 in miniature (not in the paper)")
+    assert "linear top-5: paper" in two
+    assert rows_of(two) == ["W-MSE 2", "W-MSE 4", "Random encoder", "Raw pixels"]
+    three = section(text, "ImageNet in miniature (not in the paper)")
+    assert rows_of(three) == ["W-MSE 4", "W-MSE 4, 400-epochs", "Random encoder", "Raw pixels"]
+    assert "5-nn" not in three
+
+
+def test_the_longer_training_of_table_3_stands_beside_the_papers_value(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, "imagenet", epochs=400, differences={}, linear=72.0, variant="400-epochs")]
+    text = tables(runs, tmp_path / "out")
+    assert cells(text, "ImageNet, 400 epochs", "W-MSE 4")[1:5] == ["paper", "400 / 400", "72.56†", "72.00 (n=1)"]
+    assert cells(text, "ImageNet, 100 epochs", "W-MSE 4")[4] == "not run"
+
+
+def test_every_table_has_both_baselines(tmp_path: Path) -> None:
+    text = tables([make_run(tmp_path), variant(tmp_path, "wmse", "no-whitening")], tmp_path / "out")
+    parts = [part for part in text.split("\n## ")[1:] if "| method" in part]
+    assert len(parts) == 8
+    for part in parts:
+        assert rows_of(part)[-2:] == ["Random encoder", "Raw pixels"]
+
+
+def test_a_result_older_than_a_parameter_joins_those_that_have_its_default(tmp_path: Path) -> None:
+    old = make_run(tmp_path, seed=0, linear=50.0)
+    new = make_run(tmp_path, seed=1, linear=52.0, whitening="auto", target_decay=0.99, lr_drops=[50, 25])
+    other = make_run(tmp_path, seed=2, linear=60.0, whitening="batch_norm")
+    text = tables([old, new, other], tmp_path / "out")
+    assert cells(text, "CIFAR-10", "W-MSE 4 (whitening=auto)")[4] == "51.00 ± 1.41 (n=2)"
+    assert cells(text, "CIFAR-10", "W-MSE 4 (whitening=batch_norm)")[4] == "60.00 (n=1)"
 
 
 def test_setting_labels_are_short_and_their_details_complete(tmp_path: Path) -> None:
@@ -463,8 +549,9 @@ def test_plots_exist_and_are_deterministic(several: list[Path], tmp_path: Path) 
     build_report(several, tmp_path / "a")
     build_report(list(reversed(several)), tmp_path / "b")
     names = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
-    expected = {f"plots/{name}.{kind}" for name in ("training", "accuracy", "collapse") for kind in ("png", "svg")}
-    expected |= {"tables.md", *(f"tables/{name}.csv" for name in ("table1", "table2", "table3", "provenance"))}
+    figures = ("training", "dynamics", "accuracy", "collapse", "time")
+    expected = {f"plots/{name}.{kind}" for name in figures for kind in ("png", "svg")}
+    expected |= {"tables.md", "claims.md", *(f"tables/{name}.csv" for name in ("provenance", "claims", *experiments()))}
     assert {str(name) for name in names} == expected
     for name in names:
         content = (tmp_path / "a" / name).read_bytes()
@@ -476,7 +563,7 @@ def test_plots_exist_and_are_deterministic(several: list[Path], tmp_path: Path) 
 @pytest.mark.parametrize("loss", ["0.0", "-1.5", "0.9", "1e-9"])
 def test_plots_of_extreme_losses_and_unevaluated_epochs(tmp_path: Path, loss: str) -> None:
     run = make_run(tmp_path)
-    lines = ["epoch,loss,knn5_top1,embedding_std,effective_rank", f"1,{loss},,,", "2,0.9,,0.0,1.0"]
+    lines = ["epoch,seconds,loss,knn5_top1,embedding_std,effective_rank", f"1,10,{loss},,,", "2,20,0.9,,0.0,1.0"]
     (run / "history.csv").write_text("\n".join(lines) + "\n")
     write_plots([run], tmp_path / "out")
     assert (tmp_path / "out/plots/training.png").read_bytes().startswith(PNG)
@@ -510,3 +597,44 @@ def test_tables_need_neither_torch_nor_matplotlib() -> None:
     check = "import sys, wmse.report; print([m for m in ('torch', 'matplotlib', 'pandas') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_times_of_different_hardware_are_not_averaged(tmp_path: Path) -> None:
+    from wmse.report.plots import bars_of_time
+
+    runs = [make_run(tmp_path, seed=seed) for seed in range(3)]
+    edit(runs[2], "provenance.hardware.gpu", "NVIDIA H100")
+    sections = [section for section in compare(load_runs(runs), load_paper()) if section.main]
+    bars = bars_of_time(sections)
+    assert {hardware: [len(group.runs) for _, group in rows] for (_, hardware), rows in bars.items()} == {
+        "AMD | EPYC, 2 cores, 1 thread": [2],
+        "NVIDIA H100": [1],
+    }
+
+
+# --- the figure of the rules
+
+GRAPH = """digraph snakemake_dag {
+    0[label = "all", color = "0.1 0.6 0.85"];
+    1[label = "tables", color = "0.1 0.6 0.85"];
+    2[label = "evaluate", color = "0.1 0.6 0.85"];
+    3[label = "dag", color = "0.1 0.6 0.85"];
+    1 -> 0
+    2 -> 0
+    2 -> 1
+    3 -> 0
+}"""
+
+
+def test_rules_stand_after_what_they_need() -> None:
+    rules, edges = parse_dot(GRAPH)
+    assert rules == ["all", "tables", "evaluate", "dag"]
+    assert edges == [("tables", "all"), ("evaluate", "all"), ("evaluate", "tables"), ("dag", "all")]
+    assert layers(rules, edges) == {"evaluate": 0, "tables": 1, "dag": 1, "all": 2}
+
+
+def test_the_figure_of_the_rules_names_them_with_their_jobs(tmp_path: Path) -> None:
+    write_dag(GRAPH, {"evaluate": 28}, tmp_path)
+    assert (tmp_path / "plots/dag.png").read_bytes().startswith(PNG)
+    with pytest.raises(DataError, match="no rule in the input"):
+        write_dag("Traceback ...", {}, tmp_path)

@@ -71,11 +71,18 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("--checkpoint-minutes", type=float, default=10.0, help="minutes between checkpoints")
             command.add_argument("--no-progress", action="store_true", help="no progress bar, also on a terminal")
 
-    command = commands.add_parser("report", help="tables and plots from result files")
+    command = commands.add_parser("report", help="tables, plots and verdicts on the paper's claims from result files")
     command.add_argument("runs", nargs="*", type=Path, metavar="DIRECTORY", help="directories with a result.json")
     command.add_argument("--out", type=Path, default=Path("results"))
-    command.add_argument("--only", choices=["tables", "plots"], help="default: both")
+    command.add_argument("--only", choices=["tables", "claims", "plots"], help="default: all")
     command.set_defaults(command=run_report)
+
+    command = commands.add_parser(
+        "dag", help="a figure of the workflow, from `snakemake --rulegraph` on the standard input"
+    )
+    command.add_argument("--jobs", default="{}", help="the number of jobs of each rule as JSON")
+    command.add_argument("--out", type=Path, default=Path("results"))
+    command.set_defaults(command=run_dag)
 
     for command in commands.choices.values():
         command.add_argument("--log", type=Path, help="a file that gets every line of output as well")
@@ -162,12 +169,16 @@ def run_evaluate(options: argparse.Namespace, log: Log) -> None:
 
 
 def run_report(options: argparse.Namespace, log: Log) -> None:
-    from wmse.report import write_plots, write_tables
+    from wmse.report import build_report, write_claims, write_plots, write_tables
 
-    if options.only != "plots":
-        write_tables(options.runs, options.out)
-    if options.only != "tables":
-        write_plots(options.runs, options.out)
+    parts = {"tables": write_tables, "claims": write_claims, "plots": write_plots}
+    parts.get(options.only, build_report)(options.runs, options.out)
+
+
+def run_dag(options: argparse.Namespace, log: Log) -> None:
+    from wmse.report import write_dag
+
+    write_dag(sys.stdin.read(), _json_object("--jobs", options.jobs), options.out)
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------
@@ -191,15 +202,19 @@ def _selected_run(options: argparse.Namespace) -> tuple[RunSpec, Path, str]:
         spec, preset = project.find(options.run), project.settings["preset"]
         default = options.root / project.settings["results"] / "runs" / spec.run
     else:
-        try:
-            content = json.loads(options.spec)
-        except ValueError as error:
-            raise ConfigError(f"--spec: not valid JSON ({error})") from None
-        if not isinstance(content, dict):
-            raise ConfigError("--spec: must be a JSON object of run parameters")
-        spec, preset = RunSpec.from_dict(content), options.preset or ""
+        spec, preset = RunSpec.from_dict(_json_object("--spec", options.spec)), options.preset or ""
         default = Path("results/runs") / spec.run
     return spec, options.out or default, preset
+
+
+def _json_object(option: str, text: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{option}: not valid JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{option}: must be a JSON object")
+    return content
 
 
 def _runtime(options: argparse.Namespace, spec: RunSpec) -> Runtime:

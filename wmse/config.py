@@ -341,7 +341,8 @@ def paper_parameters(
         raise ConfigError(unknown("benchmark", benchmark, book["benchmarks"]))
     block = dict(book["benchmarks"][benchmark])
     positives = block.pop("positives")
-    block.pop("paper", None)
+    for key in ("paper", "table"):  # for the report, no parameters
+        block.pop(key, None)
     changes = {**book["methods"], **book["baselines"]}[method]
     parameters = {
         **book["common"],

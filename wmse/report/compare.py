@@ -1,14 +1,16 @@
-"""The paper beside our runs: sections (one per benchmark) of rows (one per method and spec).
+"""The paper beside our runs: sections (one per experiment and benchmark) of rows (one per method and spec).
 
-A new table of the paper needs rows in `paper.csv` and, where its benchmark is new, one line in BENCHMARKS.
+Experiments are defined in wmse/experiments.yaml, the paper's numbers in `paper.csv`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from wmse.config import experiments, paper_variants, parse_label, recipes
+from wmse.datasets import SOURCES
 from wmse.report.paper import METRICS, PaperValue
 from wmse.report.results import BASELINES, Group, Run, group_runs
 
@@ -22,24 +24,16 @@ BENCHMARKS = {
     "imagenet": "ImageNet",
     "fashion_mnist": "Fashion-MNIST sample",
 }
-METHODS = {
+CITED_METHODS = {  # numbers the paper took from others; not run here
     "moco": "MoCo",
     "align_uniform": "L_align + L_uniform",
-    "simclr": "SimCLR",
     "moco_v2": "MoCo v2",
-    "byol": "BYOL",
     "swav": "SwAV",
     "simsiam": "SimSiam",
-    "wmse": "W-MSE",
-    "random": "Random encoder",
-    "pixels": "Raw pixels",
 }
-CITED_ONLY = ("moco", "align_uniform", "moco_v2", "swav", "simsiam")  # numbers the paper took from others; not run here
-# The metrics a table prints; other tables of one benchmark (the paper's Table 4 and later) get their own entry.
-TABLE_METRICS = {1: ("linear_top1", "knn5_top1"), 2: ("linear_top1", "linear_top5"), 3: ("linear_top1",)}
+CITED_ONLY = tuple(CITED_METHODS)
+MAIN_TABLES = {1: "table1", 2: "table2", 3: "table3"}  # the paper's tables whose rows are plain methods
 Key = tuple[str, int | None, str]  # method, d, variant
-# Rows that every section of Table 1 has, run or not, in this order.
-TABLE1_ROWS = (("simclr", 2), ("byol", 2), ("wmse", 2), ("wmse", 4), ("random", None), ("pixels", None))
 
 
 @dataclass(frozen=True)
@@ -101,17 +95,31 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """The rows of one benchmark (and, for the paper's Table 3, of one number of epochs)."""
+    """One experiment on one benchmark (in the paper's Table 3: with one number of epochs)."""
 
-    table: int
+    experiment: str
     benchmark: str
     title: str
     in_paper: bool
     rows: tuple[Row, ...]
 
     @property
+    def table(self) -> int | None:
+        """The number of the paper's table, None for an experiment of our own."""
+        return experiments()[self.experiment].get("paper_table")
+
+    @property
+    def main(self) -> bool:
+        """Whether the rows are the methods themselves, not variants."""
+        return self.experiment in MAIN_TABLES.values()
+
+    @property
+    def text(self) -> str:
+        return experiments()[self.experiment].get("text", "").strip()
+
+    @property
     def metrics(self) -> tuple[str, ...]:
-        return TABLE_METRICS[self.table]
+        return tuple(experiments()[self.experiment].get("metrics", ("linear_top1", "knn5_top1")))
 
     @property
     def runs(self) -> list[Run]:
@@ -119,78 +127,137 @@ class Section:
 
 
 def benchmark_title(benchmark: str) -> str:
-    return BENCHMARKS.get(benchmark, benchmark)
+    """As the paper writes it; for other benchmarks as their description does."""
+    if benchmark in BENCHMARKS:
+        return BENCHMARKS[benchmark]
+    return SOURCES[benchmark].title if benchmark in SOURCES else benchmark
+
+
+def method_title(method: str) -> str:
+    known = {**recipes()["methods"], **recipes()["baselines"]}
+    return CITED_METHODS.get(method) or known.get(method, {}).get("title", method)
 
 
 def method_label(method: str, d: int | None) -> str:
-    name = METHODS.get(method, method)
+    name = method_title(method)
     if method == "wmse":
         return f"{name} {d}"
     return name if method in BASELINES or d in (None, 2) else f"{name}, d={d}"
 
 
 def compare(runs: Iterable[Run], paper: Sequence[PaperValue]) -> list[Section]:
-    """All sections: those with results first, each part in the paper's order, then benchmarks the paper lacks."""
+    """All sections: the main tables with results, our own experiments, then the main tables without results."""
     cells = group_runs(runs)
-    in_tables = [value for value in paper if value.table in TABLE_METRICS]
+    in_tables = [value for value in paper if value.table in MAIN_TABLES]
     known = list(dict.fromkeys(value.benchmark for value in in_tables))
     other = sorted({benchmark for benchmark, *_ in cells} - set(known), key=_benchmark_order)
-    sections = []
+    main, ablations = [], []
     for benchmark in [*known, *other]:
         values = [value for value in in_tables if value.benchmark == benchmark]
         groups = [group for cell, found in cells.items() if cell[0] == benchmark for group in found]
-        table = values[0].table if values else 1
-        sections += _sections_by_epochs(values, groups) if table == 3 else [_section(table, benchmark, values, groups)]
-    return sorted(sections, key=lambda section: not section.runs)  # stable: keeps the paper's order within each part
+        main += _main_sections(benchmark, values, groups)
+        ablations += [
+            Section(name, benchmark, f"{experiment['title']}, {benchmark_title(benchmark)}", False, rows)
+            for name, experiment in experiments().items()
+            if name not in MAIN_TABLES.values() and (rows := _listed_rows(experiment, groups))
+        ]
+    names = list(experiments())
+    ablations.sort(key=lambda section: names.index(section.experiment))
+    with_runs, without = ([section for section in main if bool(section.runs) is wanted] for wanted in (True, False))
+    return [*with_runs, *ablations, *without]
 
 
-def _section(table: int, benchmark: str, values: list[PaperValue], groups: list[Group]) -> Section:
+def main_table(benchmark: str) -> str:
+    """The main table that a benchmark's methods stand in: its recipe says which, otherwise it is Table 1."""
+    return MAIN_TABLES[recipes()["benchmarks"].get(benchmark, {}).get("table", 1)]
+
+
+def _main_sections(benchmark: str, values: list[PaperValue], groups: list[Group]) -> list[Section]:
+    """A benchmark's methods; a variant that belongs to an ablation is listed there and not here."""
+    name = main_table(benchmark)
+    own = experiments()[name].get("variants", {})
+    groups = [group for group in groups if group.first.variant in own or group.first.variant not in paper_variants()]
+    if name == MAIN_TABLES[3] and values:
+        return _sections_by_epochs(values, groups)
+    if not values and not groups:
+        return []
     title = benchmark_title(benchmark) if values else f"{benchmark_title(benchmark)} (not in the paper)"
-    fixed = TABLE1_ROWS if table == 1 else ()
-    return Section(table, benchmark, title, bool(values), _rows(values, groups, fixed))
+    return [Section(name, benchmark, title, bool(values), _rows(values, groups, _keys(name)))]
 
 
 def _sections_by_epochs(values: list[PaperValue], groups: list[Group]) -> list[Section]:
     """Table 3 prints every method at several lengths of training: a run stands beside its own length."""
     benchmark = values[0].benchmark
     name = benchmark_title(benchmark)
+    table = MAIN_TABLES[3]
+    lengths = experiments()[table].get("variants", {})
+    fixed = [key for key in _keys(table) if key[2] not in lengths]
     sections = []
-    lengths = sorted({value.epochs for value in values if value.epochs})
-    for epochs in lengths:
+    known = sorted({value.epochs for value in values if value.epochs})
+    baselines = [group for group in groups if not group.first.trained]
+    for epochs in known:
         rows = _rows(
             [value for value in values if value.epochs == epochs],
-            [group for group in groups if group.first.epochs == epochs],
+            [*(group for group in groups if group.first.epochs == epochs), *baselines],
+            fixed,
+            same_as_the_method=tuple(lengths),
         )
-        sections.append(Section(3, benchmark, f"{name}, {epochs} epochs", True, rows))
-    if rest := [group for group in groups if group.first.epochs not in lengths]:
+        sections.append(Section(table, benchmark, f"{name}, {epochs} epochs", True, rows))
+    if rest := [group for group in groups if group.first.trained and group.first.epochs not in known]:
         title = f"{name}, other runs (the paper has no value at these epochs)"
-        sections.append(Section(3, benchmark, title, False, _rows([], rest)))
+        sections.append(Section(table, benchmark, title, False, _rows([], [*rest, *baselines], fixed)))
     return sections
 
 
+def _keys(experiment: str) -> list[Key]:
+    """The rows that an experiment lists."""
+    parsed = [parse_label(label) for label in experiments()[experiment]["methods"]]
+    return [(method, None if method in BASELINES else d, variant) for method, d, variant in parsed]
+
+
+def _listed_rows(experiment: Mapping[str, Any], groups: list[Group]) -> tuple[Row, ...]:
+    """The rows of an ablation, run or not; none unless a variant of its own was run."""
+    variants = experiment.get("variants", {})
+    if not any(group.first.variant in variants for group in groups):
+        return ()
+    name = next(name for name, block in experiments().items() if block is experiment)
+    return tuple(
+        Row(*key, group, {})
+        for key in _keys(name)
+        for group in [group for group in groups if group.first.cell[1:] == key] or [None]
+    )
+
+
 def _rows(
-    values: list[PaperValue], groups: list[Group], fixed: Sequence[tuple[str, int | None]] = ()
+    values: list[PaperValue], groups: list[Group], fixed: Sequence[Key] = (), same_as_the_method: Sequence[str] = ()
 ) -> tuple[Row, ...]:
     """Rows of the paper, the fixed ones and those of our runs; a cell with several specs has a row for each."""
+
+    def key_of(group: Group) -> Key:
+        method, d, variant = group.first.cell[1:]
+        return method, d, "" if variant in same_as_the_method else variant
+
     printed = [(value.method, value.d, "") for value in values]
-    ran = [group.first.cell[1:] for group in groups]
     rows = []
-    for key in _ordered(printed, [*((method, d, "") for method, d in fixed), *ran]):
+    for key in _ordered(printed, [*fixed, *map(key_of, groups)]):
         # The paper's values belong to the method itself, never to a variant of it.
         paper = {value.metric: value for value in values if (value.method, value.d, "") == key}
-        found = [group for group in groups if group.first.cell[1:] == key]
+        found = [group for group in groups if key_of(group) == key]
         rows += [Row(*key, group, paper) for group in (found or [None])]
     return tuple(rows)
 
 
 def _ordered(printed: list[Key], more: list[Key]) -> list[Key]:
     """The paper's rows in the paper's order, other methods after them, baselines last."""
-    names = list(METHODS)
-    extra = sorted(
-        set(more) - set(printed),
-        key=lambda key: (names.index(key[0]) if key[0] in names else len(names), key[0], key[2], key[1] or 0),
-    )
-    keys = [*dict.fromkeys(printed), *extra]
+    names = [*recipes()["methods"], *BASELINES]
+    if not printed:  # no order of the paper to keep: that of the experiment
+        keys = list(dict.fromkeys(more))
+    else:
+        extra = sorted(
+            set(more) - set(printed),
+            key=lambda key: (names.index(key[0]) if key[0] in names else len(names), key[0], key[2], key[1] or 0),
+        )
+        keys = [*dict.fromkeys(printed), *extra]
     return sorted(keys, key=lambda key: BASELINES.index(key[0]) + 1 if key[0] in BASELINES else 0)
 
 

@@ -72,21 +72,25 @@ def compose_plots(runs: Sequence[Run], paper: Sequence[PaperValue]) -> dict[str,
     import matplotlib.style
 
     sections = compare(runs, paper)
-    curves = _curves(sections)
+    main = [section for section in sections if section.main]
+    curves = _curves(main)
     figures: dict[str, Callable[[], Figure]] = {
-        "training": lambda: _training(sections, curves),
-        "accuracy": lambda: _accuracy(sections),
-        "collapse": lambda: _collapse(sections, curves),
+        "training": lambda: _training(main, curves),
+        "dynamics": lambda: _dynamics(main, curves),
+        "accuracy": lambda: _accuracy(main),
+        "collapse": lambda: _collapse(sections),
+        "time": lambda: _time(main),
     }
     with matplotlib.style.context(["default", STYLE]):  # not the reader's own matplotlibrc
         return {
             f"plots/{name}.{kind}": content
             for name, draw in figures.items()
-            for kind, content in _render(draw()).items()
+            for kind, content in render(draw()).items()
         }
 
 
-def _render(figure: Figure) -> dict[str, bytes]:
+def render(figure: Figure) -> dict[str, bytes]:
+    """A figure as PNG and SVG by suffix, without dates or versions."""
     rendered = {}
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         buffer = io.BytesIO()
@@ -121,9 +125,11 @@ def _curves(sections: Sequence[Section]) -> dict[str, list[Curve]]:
     """Curves of all trained runs by benchmark."""
     curves: dict[str, list[Curve]] = {}
     seen: Counter[tuple[str, str, int | None]] = Counter()
+    labels: dict[str, set[str]] = {}  # a row may stand in several sections
     for section in sections:
         for row in section.rows:
-            if row.group and row.group.first.trained:
+            if row.group and row.group.first.trained and row.label not in labels.setdefault(section.benchmark, set()):
+                labels[section.benchmark].add(row.label)
                 number = seen[section.benchmark, row.method, row.d]
                 seen[section.benchmark, row.method, row.d] += 1
                 curve = _curve(row, row.group, LINE_STYLES[number % len(LINE_STYLES)])
@@ -172,7 +178,24 @@ def _log_scale(axis: Axes, values: Sequence[float]) -> None:
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _collapse(sections: Sequence[Section], curves: dict[str, list[Curve]]) -> Figure:
+def _dynamics(sections: Sequence[Section], curves: dict[str, list[Curve]]) -> Figure:
+    """5-nn against epoch and against training time; the paper's own figure, STL-10, comes first."""
+    curves = dict(sorted(curves.items(), key=lambda item: item[0] != "stl10"))
+    if not curves:
+        return _message("No trained runs in these results")
+    rows = (("knn5_top1", "5-nn accuracy (%)"),) * 2
+    figure, axes, entries = _curve_panels(sections, curves, rows, clock_row=1)
+    for column, benchmark in enumerate(curves):
+        for axis in axes[:, column]:
+            entries.update(_baseline_lines(axis, sections, benchmark))
+    _legend(figure, entries)
+    return figure
+
+
+def _collapse(all_sections: Sequence[Section]) -> Figure:
+    """With whitening and without: the methods, and the ablation that takes the whitening away."""
+    sections = [section for section in all_sections if section.main or section.experiment == "collapse"]
+    curves = _curves(sections)
     if not curves:
         return _message("No trained runs in these results")
     rows = (("embedding_std", "embedding std"), ("effective_rank", "effective rank"))
@@ -184,27 +207,41 @@ def _collapse(sections: Sequence[Section], curves: dict[str, list[Curve]]) -> Fi
 
 
 def _curve_panels(
-    sections: Sequence[Section], curves: dict[str, list[Curve]], rows: Sequence[tuple[str, str]]
+    sections: Sequence[Section],
+    curves: dict[str, list[Curve]],
+    rows: Sequence[tuple[str, str]],
+    clock_row: int | None = None,
 ) -> tuple[Figure, Any, dict[str, Any]]:
-    """One column of panels per benchmark, one row per quantity; returns the legend's entries too."""
+    """One column of panels per benchmark, one row per quantity; returns the legend's entries too.
+
+    The panels of `clock_row` have the training time as their axis, the others the epoch.
+    """
     figure = _figure(max(6.4, 3.7 * len(curves) + 0.6), 3.0 * len(rows) + 0.7)
-    axes = figure.subplots(len(rows), len(curves), squeeze=False, sharex="col")
+    axes = figure.subplots(len(rows), len(curves), squeeze=False, sharex="col" if clock_row is None else "none")
     entries: dict[str, Any] = {}
     for column, (benchmark, found) in enumerate(curves.items()):
         axes[0][column].set_title(_curve_title(sections, benchmark))
-        axes[-1][column].set_xlabel("epoch")
+        unit, seconds = _time_unit(max(curve.mean["seconds"][-1] for curve in found))
+        axes[-1 if clock_row is None else clock_row - 1][column].set_xlabel("epoch")
         for row, (quantity, name) in enumerate(rows):
             if column == 0:
                 axes[row][column].set_ylabel(name)
+            if row == clock_row:
+                axes[row][column].set_xlabel(f"training time ({unit})")
             for curve in found:
-                line = _draw_curve(axes[row][column], curve, quantity)
+                line = _draw_curve(axes[row][column], curve, quantity, seconds if row == clock_row else None)
                 entries.setdefault(curve.label, line)
     figure.align_ylabels()
     return figure, axes, entries
 
 
-def _draw_curve(axis: Axes, curve: Curve, quantity: str) -> Line2D:
-    """Draw one curve with its band; returns the line for the legend."""
+def _time_unit(seconds: float) -> tuple[str, float]:
+    """The unit in which a time reads well, and its seconds."""
+    return ("h", 3600.0) if seconds > 7200 else ("min", 60.0) if seconds > 120 else ("s", 1.0)
+
+
+def _draw_curve(axis: Axes, curve: Curve, quantity: str, unit_seconds: float | None = None) -> Line2D:
+    """Draw one curve with its band, against epochs or in units of time; returns the line for the legend."""
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
@@ -212,6 +249,9 @@ def _draw_curve(axis: Axes, curve: Curve, quantity: str) -> Line2D:
     marker = "o" if len(epochs) <= 30 else None
     width = 1.8 if len(epochs) <= 200 else 1.2
     look = {"color": curve.colour, "linestyle": curve.style}
+    if unit_seconds:
+        clock = dict(zip(curve.epochs["seconds"], curve.mean["seconds"], strict=True))
+        epochs = [clock[epoch] / unit_seconds for epoch in epochs]
     axis.plot(epochs, mean, marker=marker, markersize=3.5, linewidth=width, **look)
     if any(std):
         low = [m - s for m, s in zip(mean, std, strict=True)]
@@ -235,6 +275,52 @@ def _baseline_lines(axis: Axes, sections: Sequence[Section], benchmark: str) -> 
             line = axis.axhline(summary.mean, color=colour(row.method, row.d), linestyle=style, zorder=1)
             entries[row.label] = line
     return entries
+
+
+# --- time
+
+
+def bars_of_time(sections: Sequence[Section]) -> dict[tuple[str, str], list[tuple[Row, Group]]]:
+    """The rows with a time per iteration by benchmark and hardware; different hardware is never averaged."""
+    bars: dict[tuple[str, str], list[tuple[Row, Group]]] = {}
+    for row in (row for section in sections for row in section.rows if row.group and row.group.first.trained):
+        by_hardware: dict[str, list[Run]] = {}
+        for run in row.group.runs:
+            threads = run.provenance["runtime"].get("threads")
+            on_cpu = threads and not run.provenance["hardware"].get("gpu")
+            suffix = f", {threads} thread{'s' if threads != 1 else ''}" if on_cpu else ""
+            by_hardware.setdefault(run.hardware + suffix, []).append(run)
+        for hardware, runs in by_hardware.items():
+            group = Group(tuple(runs))
+            if group.summary("ms_per_step"):
+                bars.setdefault((row.group.first.benchmark, hardware), []).append((row, group))
+    return bars
+
+
+def _time(sections: Sequence[Section]) -> Figure:
+    """Time per training iteration."""
+    bars = bars_of_time(sections)
+    if not bars:
+        return _message("No trained runs in these results")
+    heights = [0.42 * len(rows) + 0.95 for rows in bars.values()]
+    figure = _figure(8, sum(heights) + 0.3)
+    axes = figure.subplots(len(bars), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for axis, ((benchmark, hardware), rows) in zip(axes, bars.items(), strict=True):
+        axis.set_title(f"{benchmark_title(benchmark)}: {hardware}", loc="left")
+        for position, (row, group) in enumerate(rows):
+            summary = group.summary("ms_per_step")
+            error = {} if summary.std is None else {"xerr": summary.std, "error_kw": {"capsize": 3, "elinewidth": 1.2}}
+            axis.barh(position, summary.mean, height=0.6, color=colour(row.method, row.d), **error)
+            spec = group.first.spec
+            views = f"{summary.mean:,.0f} ms for {row.d} x {spec['batch_size']} views" if row.d else ""
+            _bar_label(axis, summary.mean + (summary.std or 0), position, views, "black")
+        axis.set_yticks(range(len(rows)), [row.label for row, _ in rows])
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+        axis.set_xlim(0, 1.5 * max(group.summary("ms_per_step").mean for _, group in rows))
+        axis.grid(axis="y", visible=False)
+        axis.tick_params(axis="y", length=0)
+    axes[-1].set_xlabel("time per training iteration (ms)")
+    return figure
 
 
 # --- accuracies

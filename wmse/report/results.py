@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import functools
 import json
 import math
 import re
@@ -12,12 +14,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wmse.config import IDENTITY, RunSpec, recipes
 from wmse.errors import DataError
 from wmse.report.paper import METRICS
 
 FORMAT = 1
-BASELINES = ("random", "pixels")  # never trained: no pretraining record, no history
-HISTORY_COLUMNS = ("epoch", "loss", "knn5_top1", "embedding_std", "effective_rank")
+BASELINES = tuple(recipes()["baselines"])  # never trained: no pretraining record, no history
+HISTORY_COLUMNS = ("epoch", "seconds", "loss", "knn5_top1", "embedding_std", "effective_rank")
+# A result that is older than a parameter was computed with what is now the parameter's default.
+DEFAULTS: dict[str, Any] = {
+    field.name: list(field.default) if isinstance(field.default, tuple) else field.default
+    for field in dataclasses.fields(RunSpec)
+    if field.default is not dataclasses.MISSING and field.name not in IDENTITY
+}
+# What a trained run's record says beside its accuracies, with its heading and its decimals in tables.
+DIAGNOSTICS = {
+    "embedding_std": ("spread", 2),
+    "effective_rank": ("effective rank", 1),
+    "ms_per_step": ("ms / step", 0),
+    "views": ("views", 0),
+}
 REQUIRED_METRICS = ("linear_top1", "knn5_top1")
 # Keys a reader looks at first when specs of one cell differ.
 FIRST_KEYS = ("epochs", "width", "batch_size", "d")
@@ -64,10 +80,25 @@ class Run:
         """Name of a variation of the method, such as an ablation; empty for the method itself."""
         return self.spec.get("variant") or ""
 
+    @property
+    def hardware(self) -> str:
+        """What the run was computed on: a GPU's name, or the processor and its cores."""
+        hardware = self.provenance["hardware"]
+        cores = f", {hardware['cores']} core{'s' if hardware['cores'] != 1 else ''}" if hardware.get("cores") else ""
+        return hardware.get("gpu") or f"{hardware.get('cpu') or 'unknown CPU'}{cores}"
+
+    @functools.cached_property
+    def measured(self) -> dict[str, float]:
+        """Every number of the run: its metrics, and of its training what `DIAGNOSTICS` names."""
+        found = {name: (self.pretrain or {}).get(name) for name in ("embedding_std", "effective_rank", "views")}
+        if self.trained and self.pretrain.get("steps"):
+            found["ms_per_step"] = 1000 * self.pretrain["wall_seconds"] / self.pretrain["steps"]
+        return {**self.metrics, **{name: value for name, value in found.items() if value is not None}}
+
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean over seeds in percent, sample standard deviation (None for a single seed) and number of seeds."""
+    """Mean over seeds (accuracies in percent), sample standard deviation (None for one seed), number of seeds."""
 
     mean: float
     std: float | None
@@ -88,7 +119,7 @@ class Group:
 
     def summary(self, metric: str) -> Summary | None:
         """Mean and spread of `metric` over the seeds that have it."""
-        values = [run.metrics[metric] for run in self.runs if metric in run.metrics]
+        values = [run.measured[metric] for run in self.runs if metric in run.measured]
         if not values:
             return None
         std = statistics.stdev(values) if len(values) > 1 else None
@@ -120,7 +151,7 @@ def load_run(directory: Path) -> Run:
         d=content.get("d", int, none=True),
         seed=content.get("seed", int),
         preset=content.get("preset", str, none=True) or "",
-        spec=content.get("spec", dict),
+        spec={**DEFAULTS, **content.get("spec", dict)},
         spec_hash=content.get("spec_hash", str),
         differences=_differences(content),
         metrics=_metrics(content),
@@ -258,7 +289,7 @@ def _check_identity(run: Run, content: _Checked) -> None:
             raise content.error(f"spec.{key}", f"does not agree with '{key}'")
     if "variant" in run.spec:
         content.get("spec.variant", str)
-    if run.trained and run.spec.get("epochs", run.epochs) != run.epochs:
+    if run.trained and content.content["spec"].get("epochs", run.epochs) != run.epochs:
         raise content.error("pretrain.epochs", f"is {run.epochs}, but the spec asks for {run.spec['epochs']}")
 
 

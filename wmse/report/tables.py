@@ -8,9 +8,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from wmse.config import experiments
 from wmse.report.compare import CITED_ONLY, Row, Section, compare, metric_columns
 from wmse.report.paper import METRICS, PaperValue
-from wmse.report.results import Run, Summary
+from wmse.report.results import DIAGNOSTICS, Run, Summary
 
 NONE = "—"
 SHORT_LEGEND = """\
@@ -40,27 +41,22 @@ TABLE_COLUMNS = (
 def compose_tables(runs: Sequence[Run], paper: Sequence[PaperValue]) -> dict[str, str]:
     """Text of every table file by its path below the report's folder; writes nothing."""
     sections = compare(runs, paper)
-    files = {"tables.md": _markdown(sections, runs, paper)}
-    for table in (1, 2, 3):
-        rows = [line for section in sections if section.table == table for line in _csv_rows(section)]
-        files[f"tables/table{table}.csv"] = _csv(TABLE_COLUMNS, rows)
+    files = {"tables.md": _markdown(sections, runs)}
+    for experiment in experiments():
+        rows = [line for section in sections if section.experiment == experiment for line in _csv_rows(section)]
+        files[f"tables/{experiment}.csv"] = to_csv(TABLE_COLUMNS, rows)
     records = [_provenance(run) for run in runs]
-    files["tables/provenance.csv"] = _csv(PROVENANCE_COLUMNS, [list(record.values()) for record in records])
+    files["tables/provenance.csv"] = to_csv(PROVENANCE_COLUMNS, [list(record.values()) for record in records])
     return files
 
 
 # --- tables.md
 
 
-def _markdown(sections: Sequence[Section], runs: Sequence[Run], paper: Sequence[PaperValue]) -> str:
-    missing = sorted({value.table for value in paper if value.status == "missing"})
+def _markdown(sections: Sequence[Section], runs: Sequence[Run]) -> str:
     parts = ["# W-MSE: the paper's tables and our runs\n", _overview(sections), SHORT_LEGEND]
     parts += [_section_markdown(section) for section in sections]
     parts += ["## How to read the tables\n", LEGEND]
-    if missing:
-        parts.append(
-            f"Table {', '.join(map(str, missing))} of the paper is left out: its numbers are not known here.\n"
-        )
     parts += ["## Provenance\n", _provenance_markdown(runs)]
     return "\n".join(parts)
 
@@ -83,6 +79,8 @@ def _run_kinds(section: Section) -> str:
 
 
 def _section_markdown(section: Section) -> str:
+    if not section.main:
+        return _ablation_markdown(section)
     source = f"Table {section.table} of the paper" if section.in_paper else "No values in the paper"
     encoders = list(dict.fromkeys(row.encoder for row in section.rows if row.encoder))
     if len(encoders) == 1:
@@ -93,16 +91,56 @@ def _section_markdown(section: Section) -> str:
         head += [f"{name}: paper", "ours", "diff"]
     body = [_row_markdown(row, section, notes, several_encoders=len(encoders) > 1) for row in section.rows]
     parts = [f"## {section.title}\n", f"{source}; accuracy in percent.\n", markdown_table(head, body, left=2)]
-    if notes:
-        parts.append("> **Not the paper's recipe.** These rows must not be read as results of the paper's method:\n>")
-        parts.append("\n".join(f"> - [{number}] {note}" for number, note in enumerate(notes, start=1)) + "\n")
+    parts += _notes(notes)
     if remarks := _paper_remarks(section):
         parts.append(remarks)
+    return "\n".join([*parts, *_settings(section)])
+
+
+def _ablation_markdown(section: Section) -> str:
+    """An experiment beside the main tables: no numbers of the paper, but how the embeddings and the time came out."""
+    notes: list[str] = []
+    head = ["method", "recipe", "epochs", *(name for _, name in metric_columns(section))]
+    head += [name for name, _ in DIAGNOSTICS.values()]
+    body = []
+    for row in section.rows:
+        epochs = str(row.group.first.epochs) if row.group and row.group.first.trained else NONE
+        figures = [_ours(row, metric) for metric in section.metrics]
+        details = [_detail(row, name, decimals) for name, (_, decimals) in DIAGNOSTICS.items()]
+        body.append([row.label, _recipe(row, notes), epochs, *figures, *details])
+    missing = "The paper's numbers are not known here (missing). " if section.table else "Not a table of the paper. "
+    parts = [
+        f"## {section.title}\n",
+        *([section.text + "\n"] if section.text else []),
+        f"{missing}Accuracy in percent; spread and effective rank of the embeddings at the end of the training.\n",
+        markdown_table(head, body, left=2),
+        *_notes(notes),
+    ]
+    return "\n".join([*parts, *_settings(section)])
+
+
+def _detail(row: Row, name: str, decimals: int) -> str:
+    summary = row.group.summary(name) if row.group else None
+    if summary is None:
+        return NONE
+    spread = "" if summary.std is None or name == "views" else f" ± {summary.std:.{decimals}f}"
+    return f"{summary.mean:,.{decimals}f}{spread}"
+
+
+def _notes(notes: list[str]) -> list[str]:
+    if not notes:
+        return []
+    head = "> **Not the paper's recipe.** These rows must not be read as results of the paper's method:\n>"
+    return [head, "\n".join(f"> - [{number}] {note}" for number, note in enumerate(notes, start=1)) + "\n"]
+
+
+def _settings(section: Section) -> list[str]:
+    """What tells apart the rows of one method."""
     several = [row for row in section.rows if row.group and row.group.settings != row.group.setting]
-    if several:
-        parts.append("Rows of one method whose specs differ (seeds are averaged only within one spec):\n")
-        parts.append("\n".join(f"- {row.label}: {row.group.settings}" for row in several if row.group) + "\n")
-    return "\n".join(parts)
+    if not several:
+        return []
+    head = "Rows of one method whose specs differ (seeds are averaged only within one spec):\n"
+    return [head, "\n".join(f"- {row.label}: {row.group.settings}" for row in several if row.group) + "\n"]
 
 
 def _paper_remarks(section: Section) -> str:
@@ -182,7 +220,7 @@ def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]], left: int
 # --- CSV
 
 
-def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def to_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
@@ -194,7 +232,7 @@ def _csv_rows(section: Section) -> list[list[Any]]:
     """One line per row and metric, with the digits of tables.md; every measured metric, printed there or not."""
     lines = []
     for row in section.rows:
-        for metric in METRICS:
+        for metric in (*METRICS, *DIAGNOSTICS):
             measured = row.group.summary(metric) if row.group else None
             if metric in section.metrics or metric in row.paper or measured:
                 lines.append(_csv_row(section, row, metric, measured))
@@ -206,7 +244,7 @@ def _csv_row(section: Section, row: Row, metric: str, ours: Summary | None) -> l
     difference = row.difference(metric)
     first = row.group.first if row.group else None
     return [
-        section.table if section.in_paper else "",
+        section.table or "",
         section.title,
         row.method,
         row.d,
@@ -257,7 +295,7 @@ def _provenance_markdown(runs: Sequence[Run]) -> str:
         return "No runs.\n"
     head = ["run", "spec", "commit", "preset", "hardware", "device, precision", "torch", "data"]
     head += ["seed", "epochs", "pretraining time", "evaluation time", "views/s"]
-    body = [_provenance_row(_provenance(run)) for run in runs]
+    body = [_provenance_row({**_provenance(run), "hardware": run.hardware}) for run in runs]
     note = (
         'One line per run. "spec" and "data" are the first 12 characters of the digests of the run\'s configuration '
         "and of its data set; `-dirty` marks a commit with uncommitted changes; times are h:mm:ss. "
@@ -268,15 +306,13 @@ def _provenance_markdown(runs: Sequence[Run]) -> str:
 
 def _provenance_row(record: dict[str, Any]) -> list[str]:
     commit = (record["commit"] or "unknown")[:12] + ("-dirty" if record["dirty"] else "")
-    cores = f", {_count(record['cores'], 'core')}" if record["cores"] else ""
-    hardware = record["gpu"] or f"{record['cpu'] or 'unknown CPU'}{cores}"
     speed = record["views_per_second"]
     return [
         record["run"],
         record["spec_hash"][:12],
         commit,
         record["preset"] or NONE,
-        str(hardware),
+        record["hardware"],
         ", ".join(str(record[key]) for key in ("device", "precision") if record[key]) or NONE,
         str(record["torch"] or NONE),
         record["data_digest"].rpartition(":")[2][:12],

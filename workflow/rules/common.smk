@@ -17,6 +17,7 @@ except ConfigError as error:
 
 SETTINGS = PROJECT.settings
 RUNS = {spec.run: spec for spec in PROJECT.runs}
+BENCHMARKS = sorted({spec.benchmark for spec in PROJECT.runs})
 TRAINED = [spec.run for spec in PROJECT.runs if spec.trained]
 DATA, RESULTS = SETTINGS["data_root"], SETTINGS["results"]
 RESULT_FILES = [f"{RESULTS}/runs/{run}/result.json" for run in RUNS]
@@ -24,7 +25,7 @@ HISTORIES = [f"{RESULTS}/runs/{run}/history.csv" for run in TRAINED]
 PLOTS = expand(
     "{results}/plots/{name}.png",
     results=RESULTS,
-    name=["training", "accuracy", "collapse"],
+    name=["training", "dynamics", "accuracy", "collapse", "time", "dag"],
 )
 GPU = SETTINGS["device"] == "cuda" or (
     SETTINGS["device"] == "auto" and shutil.which("nvidia-smi") is not None
@@ -95,6 +96,11 @@ def pretrain_threads(wildcards):
         if GPU or SETTINGS["threads"] != "auto"
         else share * max(1, spec_of(wildcards).d // 2)
     )
+
+
+def rule_graph_config():
+    """What a second Snakemake needs to see the same rules: the places, not the runs, which only change the numbers."""
+    return [f"{key}={SETTINGS[key]}" for key in ("preset", "results", "data_root")]
 
 
 def flag(name):

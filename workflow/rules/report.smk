@@ -1,4 +1,4 @@
-"""Tables and plots, from result files alone."""
+"""Tables, verdicts and plots from result files alone; and a figure of this workflow."""
 
 
 rule tables:
@@ -17,6 +17,23 @@ rule tables:
         "wmse report --only tables --out {params.out:q} --log {log:q} {params.runs:q}"
 
 
+rule claims:
+    input:
+        results=RESULT_FILES,
+        histories=HISTORIES,
+    output:
+        report(
+            f"{RESULTS}/claims.md", caption="../report/claims.rst", category="Tables"
+        ),
+    log:
+        f"{RESULTS}/logs/claims.log",
+    params:
+        runs=lambda wildcards, input: folders(input.results),
+        out=lambda wildcards, output: Path(output[0]).parent,
+    shell:
+        "wmse report --only claims --out {params.out:q} --log {log:q} {params.runs:q}"
+
+
 rule plots:
     input:
         results=RESULT_FILES,
@@ -25,6 +42,11 @@ rule plots:
         report(
             f"{RESULTS}/plots/training.png",
             caption="../report/training.rst",
+            category="Plots",
+        ),
+        report(
+            f"{RESULTS}/plots/dynamics.png",
+            caption="../report/dynamics.rst",
             category="Plots",
         ),
         report(
@@ -37,6 +59,11 @@ rule plots:
             caption="../report/collapse.rst",
             category="Plots",
         ),
+        report(
+            f"{RESULTS}/plots/time.png",
+            caption="../report/time.rst",
+            category="Plots",
+        ),
     log:
         f"{RESULTS}/logs/plots.log",
     params:
@@ -44,3 +71,26 @@ rule plots:
         out=lambda wildcards, output: Path(output[0]).parents[1],
     shell:
         "wmse report --only plots --out {params.out:q} --log {log:q} {params.runs:q}"
+
+
+rule dag:
+    output:
+        report(
+            f"{RESULTS}/plots/dag.png", caption="../report/dag.rst", category="Plots"
+        ),
+    log:
+        f"{RESULTS}/logs/dag.log",
+    params:
+        snakefile=workflow.main_snakefile,
+        config=rule_graph_config(),
+        jobs=json.dumps(
+            {
+                "prepare": len(BENCHMARKS),
+                "pretrain": len(TRAINED),
+                "evaluate": len(RUNS),
+            }
+        ),
+        out=lambda wildcards, output: Path(output[0]).parents[1],
+    shell:
+        "snakemake --snakefile {params.snakefile:q} --cores 1 --rulegraph --config {params.config:q} 2> {log:q}"
+        " | wmse dag --jobs {params.jobs:q} --out {params.out:q} --log {log:q}"

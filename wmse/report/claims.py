@@ -1,0 +1,367 @@
+"""The paper's claims judged by our runs: criteria from `claims.yaml`, verdicts from result files alone.
+
+A check is true, false or open; open with a reason (no runs, not the paper's recipe, too few seeds, too wide a spread).
+A claim is supported or not supported only if its checks say so; otherwise it is not tested at this budget.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wmse.config import parse_label
+from wmse.errors import ConfigError, DataError
+from wmse.report.compare import benchmark_title, method_label
+from wmse.report.paper import METRICS, PaperValue
+from wmse.report.results import BASELINES, DIAGNOSTICS, Cell, Group, Run, Summary, group_runs, load_history
+from wmse.report.tables import markdown_table, show_summary, to_csv
+
+CLAIMS_FILE = Path(__file__).with_name("claims.yaml")
+SUPPORTED, REFUTED, UNTESTED = "supported", "not supported", "not tested at this budget"
+ASIDE = "not a benchmark of the claim"
+RULES = ("every", "majority")
+FIGURES = {**METRICS, **{name: heading for name, (heading, _) in DIAGNOSTICS.items()}}
+FIGURES["effective_rank_share"] = "effective rank / k"
+BOUNDS = ("at_least", "at_most", "above")
+CSV_COLUMNS = ("claim", "verdict", "benchmark", "check", "left", "right", "difference", "outcome", "reason", "runs")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One entry of claims.yaml."""
+
+    claim: str
+    criterion: str
+    recipe: str
+    seeds: int
+    rule: str
+    checks: tuple[dict[str, Any], ...]
+    benchmarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One check on one benchmark; `holds` is None while it is open, for the given reason."""
+
+    benchmark: str
+    check: str
+    left: str
+    right: str
+    holds: bool | None
+    reason: str = ""
+    difference: float | None = None
+    runs: tuple[Run, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A judged claim."""
+
+    claim: Claim
+    verdict: str
+    reason: str
+    outcomes: tuple[Outcome, ...]
+
+
+def compose_claims(runs: Sequence[Run], paper: Sequence[PaperValue], path: Path = CLAIMS_FILE) -> dict[str, str]:
+    """Text of claims.md and tables/claims.csv by path; writes nothing. Raises DataError."""
+    verdicts = judge(load_claims(path), runs, paper)
+    return {"claims.md": _markdown(verdicts), "tables/claims.csv": _csv(verdicts)}
+
+
+def judge(claims: Sequence[Claim], runs: Sequence[Run], paper: Sequence[PaperValue]) -> list[Verdict]:
+    """A verdict for every claim."""
+    judge = _Judge(group_runs(runs), paper)
+    return [_combine(claim, [o for check in claim.checks for o in judge.check(claim, check)]) for claim in claims]
+
+
+# --- the data file ----------------------------------------------------------------------------------------------------
+
+
+def load_claims(path: Path = CLAIMS_FILE) -> list[Claim]:
+    """Read and check the claims. Raises DataError naming the file, the entry and the key."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
+    if not isinstance(content, list):
+        raise DataError(f"{path}: must hold a list of claims")
+    return [_claim(f"{path}, claim {number}", entry) for number, entry in enumerate(content, start=1)]
+
+
+def _claim(where: str, entry: Any) -> Claim:
+    fields = {field.name: field for field in dataclasses.fields(Claim)}
+    if not isinstance(entry, dict):
+        raise DataError(f"{where}: must be a mapping")
+    needed = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in entry]
+    unknown = [key for key in entry if key not in fields]
+    if needed or unknown:
+        raise DataError(f"{where}: {'missing' if needed else 'unknown'} key '{(needed or unknown)[0]}'")
+    if entry["rule"] not in RULES or entry["recipe"] not in ("any", "paper"):
+        raise DataError(f"{where}: rule must be one of {', '.join(RULES)}, recipe one of any, paper")
+    if not isinstance(entry["seeds"], int) or entry["seeds"] < 1 or not isinstance(entry["checks"], list):
+        raise DataError(f"{where}: seeds must be a number from 1, checks a list")
+    for check in entry["checks"]:
+        _validate_check(where, check)
+    lists = {"checks": tuple(entry["checks"]), "benchmarks": tuple(entry.get("benchmarks", ()))}
+    return Claim(**{**entry, **lists, "claim": entry["claim"].strip(), "criterion": entry["criterion"].strip()})
+
+
+def _validate_check(where: str, check: Any) -> None:
+    keys = set(check) if isinstance(check, dict) else set()
+    bound = {"of", "figure"} <= keys and len(keys & set(BOUNDS)) == 1 and keys <= {"of", "figure", "with", *BOUNDS}
+    comparison = {"better", "than", "figures", "margin"} <= keys <= {"better", "than", "figures", "margin", "at"}
+    if not bound and not comparison:
+        raise DataError(f"{where}: check {check!r} is neither {{of, figure, bound}} nor {{better, than, ...}}")
+    for figure in check["figures"] if comparison else [check["figure"]]:
+        if figure not in FIGURES:
+            raise DataError(f"{where}: figure '{figure}' is not one of {', '.join(FIGURES)}")
+    try:
+        for label in _labels(check):
+            parse_label(label)
+    except ConfigError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
+def _labels(check: Mapping[str, Any]) -> list[str]:
+    """Every method that a check speaks of."""
+    than = check.get("than", [])
+    single = [check[key] for key in ("above", "with") if key in check]
+    return [*check.get("of", []), *check.get("better", []), *([] if than == "cited" else than), *single]
+
+
+# --- judging ----------------------------------------------------------------------------------------------------------
+
+
+class _Judge:
+    """Checks on the groups of seeds that there are."""
+
+    def __init__(self, cells: Mapping[Cell, list[Group]], paper: Sequence[PaperValue]) -> None:
+        self.cells, self.paper = cells, paper
+
+    def group(self, benchmark: str, label: str) -> Group | None:
+        """The runs of a cell: those with the paper's recipe, or else the longest."""
+        method, d, variant = parse_label(label)
+        found = self.cells.get((benchmark, method, None if method in BASELINES else d, variant))
+        return found[0] if found else None
+
+    def check(self, claim: Claim, check: Mapping[str, Any]) -> list[Outcome]:
+        labels = _labels(check)
+        ran = [cell[0] for cell in self.cells if all(self.group(cell[0], label) for label in labels)]
+        make = self._bound if "of" in check else self._comparisons
+        outcomes = [o for benchmark in dict.fromkeys((*claim.benchmarks, *ran)) for o in make(claim, check, benchmark)]
+        # Other benchmarks' figures are shown, but they decide nothing.
+        return [
+            o if not claim.benchmarks or o.benchmark in claim.benchmarks else replace(o, holds=None, reason=ASIDE)
+            for o in outcomes
+        ]
+
+    def _obstacle(self, claim: Claim, groups: Sequence[Group]) -> str:
+        """Why runs may not decide a claim, or nothing."""
+        trained = [group for group in groups if group.first.trained]
+        if claim.recipe == "paper" and any(group.first.differences != {} for group in trained):
+            return "not the paper's recipe"
+        fewest = min(len(group.runs) for group in trained)
+        return f"{fewest} of {claim.seeds} seeds" if fewest < claim.seeds else ""
+
+    def _bound(self, claim: Claim, check: Mapping[str, Any], benchmark: str) -> list[Outcome]:
+        outcomes = []
+        figure, kind = check["figure"], next(key for key in BOUNDS if key in check)
+        for label in check["of"]:
+            group = self.group(benchmark, label)
+            rival = self.group(benchmark, check["above"]) if kind == "above" else None
+            if group is None or (kind == "above" and rival is None):
+                outcomes.append(Outcome(benchmark, FIGURES[figure], name(label), "", None, "no runs"))
+                continue
+            bound = _summary([value_of(run, figure) for run in rival.runs]).mean if rival else float(check[kind])
+            values = [value_of(run, figure) for run in group.runs]
+            met = [value <= bound if kind == "at_most" else value >= bound for value in values]
+            if kind == "above":
+                met = [value > bound for value in values]
+            words = {"at_least": f"at least {bound:g}", "at_most": f"at most {bound:g}"}
+            right = words.get(kind) or f"above {name(check['above'])}, {bound:.2f}"
+            obstacle = self._obstacle(claim, [group])
+            left = f"{name(label)}: {', '.join(f'{value:.2f}' for value in values)}"
+            runs = (*group.runs, *(rival.runs if rival else ()))
+            holds = None if obstacle else all(met)
+            outcomes.append(Outcome(benchmark, FIGURES[figure], left, right, holds, obstacle, runs=runs))
+        return outcomes
+
+    def _comparisons(self, claim: Claim, check: Mapping[str, Any], benchmark: str) -> list[Outcome]:
+        return [self._comparison(claim, check, benchmark, figure) for figure in check["figures"]]
+
+    def _comparison(self, claim: Claim, check: Mapping[str, Any], benchmark: str, figure: str) -> Outcome:
+        share, margin = check.get("at"), float(check["margin"])
+        what = FIGURES[figure] + (f" after {share:.0%} of the epochs" if share else "")
+        left = self._best(benchmark, check["better"], figure, share)
+        cited = check["than"] == "cited"
+        right = self._cited(benchmark, figure, left) if cited else self._best(benchmark, check["than"], figure, share)
+        if left is None or right is None:
+            wanted = check["better"] if left is None else [] if cited else check["than"]
+            missing = " or ".join(name(label) for label in wanted)
+            reason = f"no runs of {missing}" if missing else "no cited value at this number of epochs"
+            return Outcome(benchmark, what, str(left or ""), "", None, reason)
+        groups = [side.group for side in (left, right) if side.group]
+        difference = left.summary.mean - right.summary.mean
+        error = math.sqrt(sum((s.summary.std or 0.0) ** 2 / s.summary.n for s in (left, right)))
+        reason = self._obstacle(claim, groups)
+        holds = None
+        if not reason:
+            if difference - 2 * error >= -margin:
+                holds = True
+            elif difference + 2 * error < -margin:
+                holds = False
+            else:
+                reason = "the spread over seeds is too wide"
+        runs = tuple(run for group in groups for run in group.runs)
+        what += f", difference at least {0 - margin:g}"
+        return Outcome(benchmark, what, str(left), str(right), holds, reason, difference, runs)
+
+    def _best(self, benchmark: str, labels: Sequence[str], figure: str, share: float | None) -> _Side | None:
+        """The method with the highest mean; None unless all of them have runs."""
+        sides = []
+        for label in labels:
+            group = self.group(benchmark, label)
+            if group is None:
+                return None
+            value: Callable[[Run], float] = (lambda run: knn_at(run, share)) if share else lambda r: value_of(r, figure)
+            sides.append(_Side(name(label), group, _summary([value(run) for run in group.runs])))
+        return max(sides, key=lambda side: side.summary.mean)
+
+    def _cited(self, benchmark: str, figure: str, left: _Side | None) -> _Side | None:
+        """The best value that the paper cites from others at the same number of epochs."""
+        epochs = left.group.first.epochs if left else None
+        values = [v for v in self.paper if (v.benchmark, v.metric, v.epochs) == (benchmark, figure, epochs)]
+        others = [v for v in values if v.value is not None and v.method != "wmse"]
+        if not others:
+            return None
+        best = max(others, key=lambda v: v.value)
+        return _Side(f"{method_label(best.method, best.d)}, cited", None, Summary(best.value, None, 1))
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One side of a comparison."""
+
+    label: str
+    group: Group | None
+    summary: Summary
+
+    def __str__(self) -> str:
+        figures = show_summary(self.summary) if self.group else f"{self.summary.mean:g}"
+        return f"{self.label}: {figures}"
+
+
+def name(label: str) -> str:
+    """A method label as tables print it."""
+    method, d, variant = parse_label(label)
+    return method_label(method, d) + (f", {variant}" if variant else "")
+
+
+def value_of(run: Run, figure: str) -> float:
+    """A figure of one run. Raises DataError if the run has none."""
+    measured = run.measured
+    if figure == "effective_rank_share" and "effective_rank" in measured:
+        return measured["effective_rank"] / run.spec["embedding"]
+    if figure not in measured:
+        raise DataError(f"{run.path / 'result.json'}: has no '{figure}', which a claim needs; evaluate the run again")
+    return measured[figure]
+
+
+def knn_at(run: Run, share: float) -> float:
+    """The 5-nn accuracy at the evaluated epoch nearest to a share of the training. Raises DataError."""
+    history = load_history(run)
+    points = [
+        (epoch, knn) for epoch, knn in zip(history["epoch"], history["knn5_top1"], strict=True) if math.isfinite(knn)
+    ]
+    if not points:
+        raise DataError(f"{run.path / 'history.csv'}: has no 5-nn accuracy, which a claim needs; train the run again")
+    return min(points, key=lambda point: (abs(point[0] - share * run.epochs), point[0]))[1]
+
+
+def _summary(values: Sequence[float]) -> Summary:
+    return Summary(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+
+def _combine(claim: Claim, outcomes: Sequence[Outcome]) -> Verdict:
+    counted = [outcome for outcome in outcomes if outcome.reason != ASIDE]
+    held = sum(outcome.holds is True for outcome in counted)
+    failed = sum(outcome.holds is False for outcome in counted)
+    total = len(counted)
+    if claim.rule == "every":
+        verdict = REFUTED if failed else SUPPORTED if total and held == total else UNTESTED
+    else:
+        verdict = SUPPORTED if 2 * held > total else REFUTED if total and 2 * failed >= total else UNTESTED
+    reasons = dict.fromkeys(outcome.reason for outcome in counted if outcome.reason)
+    reason = f"{held} of {total} checks hold, {failed} fail" if total else "no runs"
+    if verdict == UNTESTED and reasons:
+        reason += "; open: " + ", ".join(reasons)
+    return Verdict(claim, verdict, reason, tuple(outcomes))
+
+
+# --- output -----------------------------------------------------------------------------------------------------------
+
+INTRODUCTION = """\
+Criteria were fixed in a data file before the runs; the verdicts come from result files alone. A comparison counts only
+where the difference of the means leaves its threshold by two standard errors over the seeds. "not tested at this
+budget" means that no verdict is possible with these runs: they are missing, too few, too different from each other, or
+reduced where only the paper's recipe counts.
+"""
+
+
+def _markdown(verdicts: Sequence[Verdict]) -> str:
+    head = ["", "claim", "verdict", "why"]
+    body = [[str(i), v.claim.claim, f"**{v.verdict}**", v.reason] for i, v in enumerate(verdicts, start=1)]
+    parts = ["# The paper's claims, judged by our runs\n", INTRODUCTION, markdown_table(head, body, left=4)]
+    return "\n".join([*parts, *(_section(i, verdict) for i, verdict in enumerate(verdicts, start=1))])
+
+
+def _section(number: int, verdict: Verdict) -> str:
+    claim = verdict.claim
+    scope = "the paper's recipe only" if claim.recipe == "paper" else "any budget, as it is about a mechanism"
+    seeds = "1 seed" if claim.seeds == 1 else f"{claim.seeds} seeds"
+    parts = [
+        f"## {number}. {claim.claim}\n",
+        f"**{verdict.verdict}**: {verdict.reason}.\n",
+        f"Criterion: {claim.criterion} Needs at least {seeds}; runs that count: {scope}; rule: {claim.rule}.\n",
+    ]
+    if verdict.outcomes:
+        parts.append(markdown_table(["benchmark", "check", "figures", "difference", "outcome"], _rows(verdict), left=5))
+    runs = sorted({run.name for outcome in verdict.outcomes for run in outcome.runs})
+    if runs:
+        parts.append("Runs: " + ", ".join(f"`{run}`" for run in runs) + "\n")
+    return "\n".join(parts)
+
+
+def _rows(verdict: Verdict) -> list[list[str]]:
+    words = {True: "holds", False: "fails", None: "open"}
+    return [
+        [
+            benchmark_title(outcome.benchmark),
+            outcome.check,
+            "; ".join(text for text in (outcome.left, outcome.right) if text) or "—",
+            "—" if outcome.difference is None else f"{outcome.difference:+.2f}",
+            words[outcome.holds] + (f" ({outcome.reason})" if outcome.reason else ""),
+        ]
+        for outcome in verdict.outcomes
+    ]
+
+
+def _csv(verdicts: Sequence[Verdict]) -> str:
+    lines = []
+    for number, verdict in enumerate(verdicts, start=1):
+        for o in verdict.outcomes or (Outcome("", "", "", "", None, "no runs"),):
+            difference = "" if o.difference is None else f"{o.difference:.2f}"
+            outcome = {True: "holds", False: "fails", None: "open"}[o.holds]
+            runs = " ".join(run.name for run in o.runs)
+            lines.append(
+                [number, verdict.verdict, o.benchmark, o.check, o.left, o.right, difference, outcome, o.reason, runs]
+            )
+    return to_csv(CSV_COLUMNS, lines)
