@@ -302,10 +302,16 @@ def _time(sections: Sequence[Section]) -> Figure:
     bars = bars_of_time(sections)
     if not bars:
         return _message("No trained runs in these results")
-    heights = [0.42 * len(rows) + 0.95 for rows in bars.values()]
-    figure = _figure(8, sum(heights) + 0.3)
-    axes = figure.subplots(len(bars), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axis, ((benchmark, hardware), rows) in zip(axes, bars.items(), strict=True):
+    # Placed by hand, in inches: the layout engine is not deterministic with panels of such different heights.
+    width, margin, bar, gap = 8.0, 2.2, 0.42, 0.75
+    height = sum(bar * len(rows) + gap for rows in bars.values()) + 0.3
+    figure = _figure(width, height)
+    figure.set_layout_engine("none")
+    top = height - 0.4
+    for (benchmark, hardware), rows in bars.items():
+        low = top - bar * len(rows)
+        axis = figure.add_axes((margin / width, low / height, 1 - (margin + 0.2) / width, (top - low) / height))
+        top = low - gap
         axis.set_title(f"{benchmark_title(benchmark)}: {hardware}", loc="left")
         for position, (row, group) in enumerate(rows):
             summary = group.summary("ms_per_step")
@@ -319,7 +325,7 @@ def _time(sections: Sequence[Section]) -> Figure:
         axis.set_xlim(0, 1.5 * max(group.summary("ms_per_step").mean for _, group in rows))
         axis.grid(axis="y", visible=False)
         axis.tick_params(axis="y", length=0)
-    axes[-1].set_xlabel("time per training iteration (ms)")
+    axis.set_xlabel("time per training iteration (ms)")
     return figure
 
 
