@@ -18,7 +18,7 @@ from wmse.errors import DataError
 from wmse.evaluate import evaluate
 from wmse.images import ArrayImages, FileImages, open_images
 from wmse.images import _chunks_of_like_size as like_size
-from wmse.pretrain import pretrain
+from wmse.pretrain import Trainer, pretrain
 from wmse.runtime import Runtime
 from wmse.streams import stream
 from wmse.views import ViewRecipe, draw_params, make_view
@@ -154,3 +154,18 @@ def test_a_streamed_benchmark_goes_through_pretraining_and_evaluation(jpegs: Fil
     result = evaluate(spec, data, tmp_path / "run", runtime, log=lambda line: None)
     assert result["metrics"]["knn5_top1"] > 60  # three classes told apart by brightness
     assert result["evaluation"]["train_images"] == 72
+
+
+def test_training_on_streamed_images_does_not_depend_on_the_decoding_threads(jpegs: FileSplit, tmp_path: Path) -> None:
+    spec = tiny_spec(
+        "wmse-2", benchmark="imagenet100", batch_size=24, w_size=12, view_size=16, eval_resize=20, blur_p=0.5, epochs=2
+    )
+    data = FakeData(pretrain=jpegs, train=jpegs, test=jpegs)
+    states = []
+    for threads in (1, 3, 8):
+        trainer = Trainer(spec, data, tmp_path / str(threads), Runtime(CPU), log=lambda line: None)
+        trainer.images = FileImages(jpegs.paths, trainer.images.recipe, 20, CPU, threads=threads)
+        trainer.run()
+        states.append(trainer.method.state_dict())
+    for other in states[1:]:
+        assert [name for name in other if not torch.equal(other[name], states[0][name])] == []

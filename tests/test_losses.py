@@ -1,4 +1,4 @@
-"""The contrastive loss against its definition."""
+"""The losses of the baselines against their definitions."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from itertools import combinations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
-from wmse.losses import nt_xent
+from wmse.losses import byol_loss, nt_xent
 
 
 def embeddings(d: int, n: int, k: int, seed: int = 0) -> Tensor:
@@ -33,17 +35,60 @@ def loop(v: Tensor, temperature: float, normalize: bool) -> Tensor:
     return torch.stack(terms).mean()
 
 
-@pytest.mark.parametrize("d", [2, 3])
-@pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
-def test_value_and_gradient_are_those_of_the_plain_loop(d: int, normalize: bool, temperature: float) -> None:
-    fast, slow = (embeddings(d, 5, 4).requires_grad_() for _ in range(2))
-    value, expected = nt_xent(fast, temperature, normalize), loop(slow, temperature, normalize)
+def assert_same_value_and_gradient(fast: Tensor, slow: Tensor, value: Tensor, expected: Tensor) -> None:
+    """Relative error at most 1e-10, and every view has a gradient."""
     value.backward()
     expected.backward()
-    torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
-    assert (fast.grad - slow.grad).abs().max() <= 1e-12 * slow.grad.abs().max()
-    assert (slow.grad.flatten(1).norm(dim=1) > 1e-3).all()
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-14)
+    largest = slow.grad.abs().max().item()
+    assert (fast.grad - slow.grad).abs().max() <= 1e-10 * max(largest, 1e-3)
+    assert (slow.grad.flatten(1).norm(dim=1) > 1e-6 * largest).all()
+
+
+PROPERTIES = settings(max_examples=25, deadline=None, derandomize=True, database=None)
+SHAPES = {"d": st.integers(2, 8), "n": st.integers(2, 5), "k": st.integers(2, 6), "seed": st.integers(0, 1000)}
+
+
+@PROPERTIES
+@given(**SHAPES, normalize=st.booleans(), temperature=st.sampled_from([0.1, 0.5, 2.0]))
+def test_nt_xent_has_value_and_gradient_of_the_plain_loop(
+    d: int, n: int, k: int, seed: int, normalize: bool, temperature: float
+) -> None:
+    fast, slow = (embeddings(d, n, k, seed).requires_grad_() for _ in range(2))
+    value, expected = nt_xent(fast, temperature, normalize), loop(slow, temperature, normalize)
+    assert_same_value_and_gradient(fast, slow, value, expected)
+
+
+def byol_loop(p: Tensor, t: Tensor, normalize: bool) -> Tensor:
+    """Grill et al. (2020), equation 2, both directions of every pair of views, one image at a time."""
+
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        return 2 - 2 * (a @ b) / (a.norm() * b.norm()) if normalize else ((a - b) ** 2).mean()
+
+    pairs = []
+    for i, j in combinations(range(len(p)), 2):
+        directions = [distance(p[i, s], t[j, s]) + distance(p[j, s], t[i, s]) for s in range(p.shape[1])]
+        pairs.append(torch.stack(directions).mean())
+    return torch.stack(pairs).mean()
+
+
+@PROPERTIES
+@given(**SHAPES, normalize=st.booleans())
+def test_byol_has_value_and_gradient_of_the_plain_loop(d: int, n: int, k: int, seed: int, normalize: bool) -> None:
+    targets = embeddings(d, n, k, seed + 1)
+    fast, slow = (embeddings(d, n, k, seed).requires_grad_() for _ in range(2))
+    value, expected = byol_loss(fast, targets, normalize), byol_loop(slow, targets, normalize)
+    assert_same_value_and_gradient(fast, slow, value, expected)
+
+
+def test_byol_is_float32_under_autocast_and_zero_where_all_agree() -> None:
+    p, t = embeddings(2, 6, 4).float(), embeddings(2, 6, 4, 1).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = byol_loss(p, t)
+    torch.testing.assert_close(under, byol_loss(p, t), rtol=0, atol=0)
+    same = embeddings(1, 6, 4).expand(3, -1, -1)
+    assert byol_loss(same, 3 * same) < 1e-15
+    assert byol_loss(same, -same).item() == pytest.approx(8)  # both directions of opposite unit vectors
 
 
 def test_the_default_temperature_is_the_papers() -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,6 @@ from safetensors.torch import load_file
 from wmse.config import RunSpec
 from wmse.errors import CheckpointError, ConfigError, TrainingError
 from wmse.methods import build_encoder, build_method
-from wmse.optim import learning_rate
 from wmse.pretrain import Stopped, Trainer, evaluation_due, pretrain
 from wmse.runtime import Runtime, resolve
 from wmse.streams import stream, stream_seed
@@ -55,7 +56,7 @@ def without_timing(history: list[dict]) -> list[dict]:
     return [{key: value for key, value in row.items() if key not in TIMING} for row in history]
 
 
-@pytest.mark.parametrize("label", ["wmse-2", "wmse-4", "simclr"])
+@pytest.mark.parametrize("label", ["wmse-2", "wmse-4", "simclr", "byol"])
 @pytest.mark.parametrize("stops", [[1], [3], [4, 5], [8]])
 def test_stopped_and_continued_equals_straight_bit_for_bit(
     label: str, stops: list[int], data: FakeData, tmp_path: Path
@@ -88,37 +89,102 @@ class Double(Runtime):
 
 
 def plain_wmse(v: list[torch.Tensor], slices: list[torch.Tensor]) -> torch.Tensor:
-    """The paper's loss for two views, one sub-batch and one view at a time."""
+    """The paper's loss, one sub-batch, one view and one pair of views at a time."""
     z = [torch.empty_like(view) for view in v]
     for rows in slices:
         for view, out in zip(v, z, strict=True):
             x = view[rows] - view[rows].mean(0)
             out[rows] = x @ torch.linalg.inv(torch.linalg.cholesky(x.T @ x / (len(rows) - 1))).T
-    return 2 - 2 * torch.nn.functional.cosine_similarity(z[0], z[1]).mean()
+    pairs = [2 - 2 * torch.nn.functional.cosine_similarity(a, b).mean() for a, b in combinations(z, 2)]
+    return sum(pairs) / len(pairs)
 
 
-def test_parameters_equal_a_plain_loop_with_torchs_own_parts(data: FakeData, tmp_path: Path) -> None:
-    spec = tiny_spec("wmse-2", epochs=10)
+def plain_simclr(v: list[torch.Tensor]) -> torch.Tensor:
+    """NT-Xent with temperature 0.5 of two views: each sample against all others of both."""
+    z = torch.nn.functional.normalize(torch.cat(v), dim=1)
+    n, terms = len(v[0]), []
+    for i in range(2 * n):
+        others = [j for j in range(2 * n) if j != i]
+        terms.append((z[i] @ z[others].T / 0.5).logsumexp(0) - z[i] @ z[(i + n) % (2 * n)] / 0.5)
+    return sum(terms) / len(terms)
+
+
+def plain_byol(p: list[torch.Tensor], t: list[torch.Tensor]) -> torch.Tensor:
+    cosine = torch.nn.functional.cosine_similarity
+    return (2 - 2 * cosine(p[0], t[1])).mean() + (2 - 2 * cosine(p[1], t[0])).mean()
+
+
+def plain_loss(method: torch.nn.Module, label: str, images: list[torch.Tensor], step: int) -> torch.Tensor:
+    """Forward passes view by view through the networks of `method`, never through its own forward."""
+    if label == "byol":
+        online = [method.predictor(method.head(method.encoder(view))) for view in images]
+        with torch.no_grad():
+            targets = [method.target(view) for view in images]
+        return plain_byol(online, targets)
+    features = torch.cat([method.encoder(view) for view in images])
+    v = list(method.head(features).split(64))
+    if label == "simclr":
+        return plain_simclr(v)
+    return plain_wmse(v, list(torch.randperm(64, generator=stream(0, "slices", step)).split(32)))
+
+
+@pytest.mark.parametrize("label", ["wmse-2", "wmse-4", "simclr", "byol"])
+def test_thirty_steps_equal_a_plain_trainer_with_torchs_own_parts(label: str, data: FakeData, tmp_path: Path) -> None:
+    """Same losses and same parameters, buffers included: torch's Adam, MultiStepLR per epoch, the authors' warm-up."""
+    spec = tiny_spec(label, epochs=10, lr_drops=[4, 2], warmup_iterations=5)
     trainer = Trainer(spec, data, tmp_path, Double(torch.device("cpu")), log=lambda line: None)
     trainer.run()
-    method = build_method(spec, stream_seed(0, "weights")).double()
-    optimizer = torch.optim.Adam(method.parameters(), lr=spec.lr, weight_decay=spec.weight_decay)
+    method = build_method(spec, stream_seed(0, "weights")).double().train()
+    parameters = [p for p in method.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=spec.lr, weight_decay=1e-6)
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [6, 8], gamma=0.2)
     step = 0
-    for epoch in range(spec.epochs):
+    for epoch in range(10):
         order, losses = torch.randperm(200, generator=stream(0, "order", epoch)), []
         for index in order[:192].split(64):
-            features = [method.encoder(view.double()) for view in trainer.images.views(index, 2, 0, step)]
-            v = method.head(torch.cat(features)).split(64)
-            loss = plain_wmse(list(v), list(torch.randperm(64, generator=stream(0, "slices", step)).split(32)))
-            optimizer.param_groups[0]["lr"] = learning_rate(spec, step, 3)
+            images = [view.double() for view in trainer.images.views(index, spec.d, 0, step)]
+            loss = plain_loss(method, label, images, step)
+            if step < 5:
+                optimizer.param_groups[0]["lr"] = spec.lr * (step + 1) / 5
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            if label == "byol":
+                decay = 1 - 0.01 * (math.cos(math.pi * epoch / 10) + 1) / 2
+                online = [*method.encoder.parameters(), *method.head.parameters()]
+                for t, p in zip(method.target.parameters(), online, strict=True):
+                    t.data = t.data * decay + p.data * (1 - decay)
             step += 1
             losses.append(loss.item())
         assert trainer.progress.history[epoch]["loss"] == pytest.approx(sum(losses) / 3, rel=1e-7)
+        assert trainer.progress.history[epoch]["lr"] == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+        schedule.step()
+    assert step == trainer.progress.step == 30
     for name, value in method.state_dict().items():
         torch.testing.assert_close(state_of(trainer)[name], value, rtol=1e-6, atol=1e-8, msg=name)
+
+
+def test_the_probe_sees_the_encoder_in_eval_mode_and_leaves_it_training(data: FakeData, tmp_path: Path) -> None:
+    trainer = Trainer(tiny_spec(), data, tmp_path, CPU, log=lambda line: None)
+    trainer.method.train()
+    before, modes = trainer.method.encoder.bn1.running_mean.clone(), []
+    trainer.method.encoder.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    trainer.knn()
+    assert modes
+    assert not any(modes)
+    assert torch.equal(trainer.method.encoder.bn1.running_mean, before)
+    assert all(module.training for module in trainer.method.modules())
+
+
+@pytest.mark.parametrize("label", ["wmse-2", "byol"])
+def test_what_ran_before_changes_no_bit(label: str, data: FakeData, tmp_path: Path) -> None:
+    spec = tiny_spec(label, epochs=1, lr_drops=[])
+    alone = train(spec, data, tmp_path / "alone")
+    torch.manual_seed(7)
+    torch.randn(1000).sort()
+    train(tiny_spec("simclr", seed=3, epochs=1, lr_drops=[]), data, tmp_path / "other")
+    again = train(spec, data, tmp_path / "again")
+    assert_same_bits(state_of(alone), state_of(again))
 
 
 def test_the_last_partial_batch_is_dropped(data: FakeData, tmp_path: Path) -> None:

@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from wmse.whitening import (
+    WHITENINGS,
     SingularCovarianceError,
     check_factorisations,
     mean_pair_distance,
+    standardize,
     sub_batches,
     whiten,
+    whiten_sub_batches,
     whiten_unchecked,
     wmse_loss,
     wmse_loss_unchecked,
@@ -49,14 +52,24 @@ def whiten_one(x: Tensor) -> Tensor:
     return centred @ torch.linalg.inv(torch.linalg.cholesky(covariance)).T
 
 
-def loop_loss(v: Tensor, w_size: int, w_iter: int, normalize: bool, generator: torch.Generator) -> Tensor:
+def standardize_one(x: Tensor) -> Tensor:
+    """One group (n, k) through torch's own batch norm."""
+    return torch.nn.functional.batch_norm(x, None, None, training=True, eps=1e-5)
+
+
+ONE = {"cholesky": whiten_one, "batch_norm": standardize_one, "identity": lambda x: x}
+
+
+def loop_loss(
+    v: Tensor, w_size: int, w_iter: int, normalize: bool, generator: torch.Generator, whitening: str = "cholesky"
+) -> Tensor:
     """W-MSE by its definition: every iteration, sub-batch, view, image and pair of views one at a time."""
     d, n, k = v.shape
     terms = []
     for _ in range(w_iter):
         order = torch.randperm(n, generator=generator)
         for start in range(0, n, w_size):
-            z = [whiten_one(view[order[start : start + w_size]]) for view in v]
+            z = [ONE[whitening](view[order[start : start + w_size]]) for view in v]
             if normalize:
                 z = [group / group.norm(dim=1, keepdim=True) for group in z]
             for i, j in combinations(range(d), 2):
@@ -214,10 +227,60 @@ def test_value_and_gradient_are_those_of_the_plain_loop(
     assert (grad - expected_grad).abs().max() <= 1e-10 * max(expected_grad.abs().max().item(), 1e-3)
 
 
+@settings(max_examples=25, deadline=None, derandomize=True, database=None)
+@given(
+    d=st.integers(2, 8),
+    k=st.integers(1, 5),
+    w_size=st.integers(2, 8),
+    w_iter=st.integers(1, 3),
+    normalize=st.booleans(),
+    whitening=st.sampled_from(["batch_norm", "identity"]),
+    spread=st.sampled_from([1.0, 300.0]),
+    seed=st.integers(0, 1000),
+)
+def test_the_ablations_have_value_and_gradient_of_the_plain_loop(
+    d: int, k: int, w_size: int, w_iter: int, normalize: bool, whitening: str, spread: float, seed: int
+) -> None:
+    """Batch norm instead of whitening, or nothing; a sub-batch may then be smaller than k."""
+    v = views(d, 3 * w_size, k, seed, spread)
+    arguments = {"w_size": w_size, "w_iter": w_iter, "normalize": normalize, "whitening": whitening}
+    value, grad = gradient(lambda x: wmse_loss(x, **arguments, generator=seeded(seed)), v)
+    expected, expected_grad = gradient(lambda x: loop_loss(x, **arguments, generator=seeded(seed)), v)
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-14)
+    assert (grad - expected_grad).abs().max() <= 1e-10 * max(expected_grad.abs().max().item(), 1e-3)
+
+
+def test_standardised_groups_have_unit_variance_but_keep_their_correlations() -> None:
+    x = gaussian(3, 200, 4, spread=30)
+    z = standardize(x)
+    torch.testing.assert_close(z.var(dim=1, correction=0), torch.ones(3, 4).double(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(torch.corrcoef(z[0].T), torch.corrcoef(x[0].T), rtol=0, atol=1e-10)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = standardize(x.float())
+    torch.testing.assert_close(under, standardize(x.float()), rtol=0, atol=0)
+
+
+def test_without_whitening_there_is_one_untouched_sub_batch_and_no_factorisation() -> None:
+    v = views(2, 12, 4)
+    z, info = whiten_sub_batches(v, whitening="identity", w_size=5)
+    assert torch.equal(z.view_as(v), v)
+    assert info is None
+    assert whiten_sub_batches(v.bfloat16(), whitening="identity", w_size=5)[0].dtype == torch.float32
+
+
+def test_collapsed_embeddings_cost_nothing_without_whitening_and_raise_with_it() -> None:
+    """The loss alone rewards collapse: what whitening prevents."""
+    same = torch.ones(2, 32, 4).double()
+    assert wmse_loss(same, w_size=16, whitening="identity") < 1e-30
+    with pytest.raises(SingularCovarianceError):
+        wmse_loss(same, w_size=16)
+
+
+@pytest.mark.parametrize("whitening", WHITENINGS)
 @pytest.mark.parametrize("normalize", [True, False])
-def test_gradient_reaches_every_view(normalize: bool) -> None:
+def test_gradient_reaches_every_view(normalize: bool, whitening: str) -> None:
     def loss(v: Tensor) -> Tensor:
-        return wmse_loss(v, w_size=16, w_iter=2, normalize=normalize, generator=seeded())
+        return wmse_loss(v, w_size=16, w_iter=2, normalize=normalize, whitening=whitening, generator=seeded())
 
     _, grad = gradient(loss, views(5, 32, 4))
     assert (grad.flatten(1).norm(dim=1) > 1e-3).all()

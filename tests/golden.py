@@ -1,0 +1,75 @@
+"""Golden trajectories: the losses of a short run of every method, computed in float64 through the real trainer.
+
+`python tests/golden.py "the reason"` writes them anew after a change that is meant to move them; tests/test_golden.py
+accepts moved losses only together with a new reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import FakeData, make_images, tiny_spec
+
+from wmse.config import experiments
+from wmse.pretrain import Trainer
+from wmse.runtime import Runtime
+
+FILE = Path(__file__).with_suffix(".json")
+STEPS = 9
+LONGER_OR_SHORTER = {"simclr@short", "wmse-4@400-epochs", "wmse-4@equal-views"}  # the same steps as without the variant
+LABELS = sorted(
+    {label for e in experiments().values() for label in e["methods"]} - {"random", "pixels"} - LONGER_OR_SHORTER
+)
+
+
+class Double(Runtime):
+    """Float64 throughout, so that machines agree."""
+
+    def place(self, module: torch.nn.Module) -> torch.nn.Module:
+        return module.double()
+
+    def batch(self, x: torch.Tensor) -> torch.Tensor:
+        return x.double()
+
+
+def trajectory(label: str) -> list[float]:
+    """The losses of the first steps of a tiny run."""
+    train = make_images(200, 1)
+    data = FakeData(pretrain=train, train=train, test=make_images(60, 2))
+    # Of three epochs, however many a variant makes of them: so that the schedule is part of the trajectory.
+    spec = tiny_spec(label, epochs=3, w_size=16, lr_drops=[])
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(spec, data, Path(folder), Double(torch.device("cpu")), log=lambda line: None)
+        order = torch.arange(STEPS * spec.batch_size) % len(train)
+        return [trainer.step(index).loss.item() for index in order.split(spec.batch_size)]
+
+
+def digest(losses: dict[str, list[float]]) -> str:
+    """Of the losses with the digits that all machines share."""
+    rounded = {label: [f"{loss:.3g}" for loss in values] for label, values in losses.items()}
+    return hashlib.sha256(json.dumps(rounded, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read() -> dict[str, Any]:
+    return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def write(reason: str) -> None:
+    """Compute all trajectories and add a change with its reason."""
+    torch.set_num_threads(1)
+    losses = {label: trajectory(label) for label in LABELS}
+    changes = read()["changes"] if FILE.exists() else []
+    content = {"changes": [*changes, {"reason": reason, "digest": digest(losses)}], "losses": losses}
+    FILE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or not sys.argv[1].strip():
+        sys.exit('usage: python tests/golden.py "why the losses move"')
+    write(sys.argv[1])
