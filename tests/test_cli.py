@@ -21,9 +21,10 @@ def wmse(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 def test_runs_lists_the_active_configuration() -> None:
     done = wmse("runs", "--preset", "quick")
     assert done.returncode == 0
-    assert [line.rsplit("-", 1)[0] for line in done.stdout.splitlines()] == [
-        f"fashion_mnist/{label}/seed0" for label in ("simclr", "wmse-2", "wmse-4", "random", "pixels")
-    ]
+    runs = [line.rsplit("-", 1)[0] for line in done.stdout.splitlines()]
+    for label in ("simclr", "byol", "wmse-2", "wmse-4", "wmse-2@no-whitening", "random", "pixels"):
+        assert f"fashion_mnist/{label}/seed0" in runs
+    assert len(runs) == len(set(runs))
 
 
 def test_help_and_light_commands_do_not_import_torch() -> None:
@@ -47,7 +48,9 @@ def test_prepare_pretrain_evaluate_and_report_by_hand(tmp_path: Path) -> None:
     accuracy = json.loads((run / "result.json").read_text())["metrics"]["knn5_top1"]
     assert accuracy > 20  # ten classes
     assert f"{accuracy:.2f}" in (out / "tables.md").read_text()
-    assert {path.name for path in (out / "plots").glob("*.png")} == {"training.png", "accuracy.png", "collapse.png"}
+    assert "not tested at this budget" in (out / "claims.md").read_text()
+    plots = {path.stem for path in (out / "plots").glob("*.png")}
+    assert plots == {"training", "dynamics", "accuracy", "collapse", "time"}
 
 
 @pytest.mark.parametrize(

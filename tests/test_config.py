@@ -81,18 +81,18 @@ def test_the_last_matching_pattern_wins_and_the_user_wins_over_the_preset() -> N
         "random": 0,
         "pixels": 0,
     }
-    assert all(spec.width == 12 for spec in runs if spec.trained)
+    assert all(spec.width == 8 for spec in runs if spec.trained)
 
 
 def test_overriding_one_run_changes_no_other() -> None:
     before = {spec.label: spec.hash for spec in load_project(ROOT, QUICK).runs}
-    changed = load_project(ROOT, {**QUICK, "parameters": {"*/wmse-2": {"lr": 0.002}}}).runs
+    changed = load_project(ROOT, {**QUICK, "parameters": {"*/wmse-2": {"lr": 0.004}}}).runs
     assert [spec.label for spec in changed if spec.hash != before[spec.label]] == ["wmse-2"]
 
 
 def test_training_parameters_do_not_touch_the_baselines() -> None:
     before = {spec.label: spec.hash for spec in load_project(ROOT, QUICK).runs}
-    changed = load_project(ROOT, {**QUICK, "parameters": {"*": {"lr": 0.002, "epochs": 4}}}).runs
+    changed = load_project(ROOT, {**QUICK, "parameters": {"*": {"lr": 0.004, "epochs": 4}}}).runs
     same = {spec.label for spec in changed if spec.hash == before[spec.label]}
     assert same == {"random", "pixels"}
 

@@ -14,12 +14,21 @@ import pytest
 import yaml
 from conftest import ROOT, TINY
 
-LABELS = ("simclr", "wmse-2", "wmse-4", "random", "pixels")
+LABELS = ("simclr", "byol", "wmse-2", "wmse-4", "wmse-2@no-whitening", "random", "pixels")
+STREAMED = "imagenet100_mini/wmse-2"
 CONFIG: dict[str, Any] = {
     "preset": "quick",
     "device": "cpu",
+    "experiments": [
+        {"experiment": "table1", "benchmarks": ["fashion_mnist"]},
+        {"benchmarks": ["fashion_mnist"], "methods": ["wmse-2@no-whitening"]},
+        {"benchmarks": ["imagenet100_mini"], "methods": ["wmse-2"]},
+    ],
     "parameters": {"*": {**TINY, "epochs": 2, "lr_drops": [1], "batch_size": 512, "probe_batch_size": 1000}},
 }
+
+
+REPORT = {"tables": 1, "claims": 1, "plots": 1, "all": 1}
 
 
 def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -58,16 +67,15 @@ def copy(finished: Path, tmp_path: Path) -> Path:
 
 def results(folder: Path) -> dict[str, dict[str, Any]]:
     found = (json.loads(path.read_text()) for path in folder.glob("results/runs/*/*/*/result.json"))
-    return {content["run"].split("/")[1]: content for content in found}
+    return {content["run"].rsplit("/", 1)[0].removeprefix("fashion_mnist/"): content for content in found}
 
 
 def test_the_whole_dag_leaves_tables_plots_and_results(finished: Path) -> None:
-    assert sorted(results(finished)) == sorted(LABELS)
-    assert {path.name for path in (finished / "results/plots").glob("*.png")} == {
-        "training.png",
-        "accuracy.png",
-        "collapse.png",
-    }
+    assert sorted(results(finished)) == sorted([*LABELS, STREAMED])
+    plots = {path.stem for path in (finished / "results/plots").glob("*.png")}
+    assert plots == {"training", "dynamics", "accuracy", "collapse", "time", "dag"}
+    assert "not tested at this budget" in (finished / "results/claims.md").read_text()
+    assert "Ablation: whitening" in (finished / "results/tables.md").read_text()
     tables = (finished / "results/tables.md").read_text()
     for result in results(finished).values():
         assert f"{result['metrics']['linear_top1']:.2f}" in tables
@@ -86,18 +94,17 @@ def test_a_second_run_has_nothing_to_do(finished: Path) -> None:
 
 
 def test_changing_one_runs_parameters_reruns_that_run_alone(finished: Path) -> None:
-    change = json.dumps({"fashion_mnist/wmse-2": {"lr": 0.001}})
+    change = json.dumps({"fashion_mnist/wmse-2": {"lr": 0.004}})
     jobs = planned(finished, "--config", f"parameters={change}")
-    assert jobs == {"pretrain": 1, "evaluate": 1, "tables": 1, "plots": 1, "all": 1}
+    assert jobs == {"pretrain": 1, "evaluate": 1, **REPORT}
 
 
 def test_another_seed_adds_its_runs_and_keeps_the_others(finished: Path) -> None:
     assert planned(finished, "--config", "seeds=[0, 1]") == {
-        "pretrain": 3,
-        "evaluate": 5,
-        "tables": 1,
-        "plots": 1,
-        "all": 1,
+        "pretrain": 6,
+        "evaluate": 8,
+        "dag": 1,  # its numbers of jobs
+        **REPORT,
     }
 
 
@@ -129,7 +136,7 @@ def test_a_lost_result_is_evaluated_again_without_training(copy: Path) -> None:
     run = results(copy)["wmse-4"]["run"]
     before = results(copy)["wmse-4"]["metrics"]
     (copy / "results/runs" / run / "result.json").unlink()
-    assert planned(copy) == {"evaluate": 1, "tables": 1, "plots": 1, "all": 1}
+    assert planned(copy) == {"evaluate": 1, **REPORT}
     assert snakemake(copy).returncode == 0
     assert results(copy)["wmse-4"]["metrics"] == before
 
@@ -147,6 +154,12 @@ def test_parallel_jobs_never_oversubscribe_the_cores(finished: Path) -> None:
         label: results(finished)[label]["provenance"]["runtime"]["threads"] for label in ("simclr", "wmse-2", "wmse-4")
     }
     assert threads == {"simclr": 1, "wmse-2": 1, "wmse-4": 2}  # of two cores: side by side, or alone
+
+
+def test_the_figure_of_the_dag_shows_the_rules_that_ran(finished: Path) -> None:
+    figure = (finished / "results/plots/dag.svg").read_text()
+    for text in ("prepare", "2 jobs", "pretrain", "6 jobs", "evaluate", "8 jobs", "tables", "claims", "plots"):
+        assert f"<!-- {text} -->" in figure
 
 
 @pytest.mark.parametrize(
