@@ -86,16 +86,16 @@ def share_of_cores(jobs):
 
 
 def pretrain_threads(wildcards):
-    """A share of the cores, twice as much for four positives as for two: all runs then take about as long.
+    """A share of the cores; when runs are few, twice as much for four positives as for two, so that all take as long.
 
-    Snakemake never lets the running jobs' threads exceed the cores.
+    Many runs even out by themselves, and a core each is what they use best. Snakemake never lets the running jobs'
+    threads exceed the cores.
     """
     share = share_of_cores(len(TRAINED))
-    return (
-        share
-        if GPU or SETTINGS["threads"] != "auto"
-        else share * max(1, spec_of(wildcards).d // 2)
-    )
+    many = len(TRAINED) > 2 * (workflow.cores or 1)
+    if many or GPU or SETTINGS["threads"] != "auto":
+        return share
+    return share * max(1, spec_of(wildcards).d // 2)
 
 
 def rule_graph_config():
