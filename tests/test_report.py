@@ -17,7 +17,7 @@ from wmse.config import experiments, parse_label
 from wmse.errors import DataError
 from wmse.report import build_report, write_dag, write_plots, write_tables
 from wmse.report.compare import compare
-from wmse.report.dag import layers, parse_dot
+from wmse.report.dag import direct, layers, parse_dot
 from wmse.report.paper import METRICS, load_paper
 from wmse.report.results import load_runs
 
@@ -631,6 +631,7 @@ def test_rules_stand_after_what_they_need() -> None:
     assert rules == ["all", "tables", "evaluate", "dag"]
     assert edges == [("tables", "all"), ("evaluate", "all"), ("evaluate", "tables"), ("dag", "all")]
     assert layers(rules, edges) == {"evaluate": 0, "tables": 1, "dag": 1, "all": 2}
+    assert direct(edges) == [("tables", "all"), ("evaluate", "tables"), ("dag", "all")]
 
 
 def test_the_figure_of_the_rules_names_them_with_their_jobs(tmp_path: Path) -> None:

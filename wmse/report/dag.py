@@ -31,6 +31,19 @@ def layers(rules: list[str], edges: list[tuple[str, str]]) -> dict[str, int]:
     return place
 
 
+def direct(edges: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The edges that no longer path says already (the transitive reduction of an acyclic graph)."""
+
+    def reaches(start: str, goal: str) -> bool:
+        return any(after == goal or reaches(after, goal) for before, after in edges if before == start)
+
+    return [
+        (before, after)
+        for before, after in edges
+        if not any(a == before and b != after and reaches(b, after) for a, b in edges)
+    ]
+
+
 def draw_dag(text: str, jobs: Mapping[str, int]) -> dict[str, bytes]:
     """The figure as PNG and SVG by suffix, from a rule graph and the number of jobs of each rule."""
     from matplotlib.figure import Figure
@@ -49,13 +62,16 @@ def draw_dag(text: str, jobs: Mapping[str, int]) -> dict[str, bytes]:
         for x, column in enumerate(columns)
         for y, rule in enumerate(column)
     }
-    for before, after in edges:
-        bend = 0.25 if place[after] - place[before] > 1 else 0.0
-        look = {"arrowstyle": "-|>", "color": "#888888", "shrinkA": 34, "shrinkB": 38}
-        look["connectionstyle"] = f"arc3,rad={bend}"
-        axis.annotate("", position[after], xytext=position[before], arrowprops=look, zorder=1)
+    boxes = {}
     for rule, (x, y) in position.items():
         text = f"{rule}\n{jobs[rule]} jobs" if jobs.get(rule, 1) != 1 else rule
-        box = {"boxstyle": "round,pad=0.5", "facecolor": "#E8F1F8", "edgecolor": "#0072B2"}
-        axis.text(x, y, text, ha="center", va="center", fontsize=11, bbox=box, zorder=2)
+        style = {"boxstyle": "round,pad=0.5", "facecolor": "#E8F1F8", "edgecolor": "#0072B2"}
+        boxes[rule] = axis.text(x, y, text, ha="center", va="center", fontsize=11, bbox=style, zorder=2)
+    figure.draw_without_rendering()  # gives the boxes their sizes
+    to_data = axis.transData.inverted()
+    extent = {rule: box.get_bbox_patch().get_window_extent().transformed(to_data) for rule, box in boxes.items()}
+    for before, after in direct(edges):
+        look = {"arrowstyle": "-|>", "color": "#888888", "shrinkA": 0, "shrinkB": 0}
+        start, end = (extent[before].x1, position[before][1]), (extent[after].x0, position[after][1])
+        axis.annotate("", end, xytext=start, arrowprops=look, zorder=1)
     return render(figure)

@@ -34,7 +34,7 @@ GPU = SETTINGS["device"] == "cuda" or (
 
 wildcard_constraints:
     benchmark=r"[a-z0-9_]+",
-    method=r"[a-z0-9@.-]+",
+    method=r"[a-z0-9_@.-]+",
     seed=r"seed\d+-[0-9a-f]{8}",
 
 
@@ -99,8 +99,10 @@ def pretrain_threads(wildcards):
 
 
 def rule_graph_config():
-    """What a second Snakemake needs to see the same rules: the places, not the runs, which only change the numbers."""
-    return [f"{key}={SETTINGS[key]}" for key in ("preset", "results", "data_root")]
+    """What a second Snakemake needs to see the same rules: every key that decides what is run, and where it lies."""
+    keys = "preset results data_root experiments benchmarks methods seeds parameters variants".split()
+    given = {**config, "preset": SETTINGS["preset"]}
+    return [f"{key}={json.dumps(given[key])}" for key in keys if key in given]
 
 
 def flag(name):
