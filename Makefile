@@ -42,6 +42,7 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hash
 lock: ## resolve the dependencies again (needs uv): everything, and what the image needs at the same versions
 	$(LOCK) --extra dev pyproject.toml --output-file envs/requirements.lock
 	$(LOCK) --constraint envs/requirements.lock pyproject.toml --output-file envs/runtime.lock
+	$(LOCK) --constraint envs/requirements.lock --extra bench pyproject.toml --output-file envs/bench.lock
 
 clean: ## remove what the DAG generated for the current configuration (data and environment stay)
 	$(IN_VENV) snakemake --cores 1 --delete-all-output

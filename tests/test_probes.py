@@ -7,7 +7,15 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
-from wmse.probes import embedding_spread, knn_accuracy, knn_predict, linear_accuracy, vote
+from wmse.probes import (
+    cross_entropy_gradient,
+    embedding_spread,
+    knn_accuracy,
+    knn_predict,
+    linear_accuracy,
+    smallest,
+    vote,
+)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -59,6 +67,53 @@ def test_a_tie_goes_to_the_smallest_label() -> None:
 def test_the_chunk_has_no_influence(chunk: int) -> None:
     (train, labels), (test, _) = clusters(300, 8, 5, 1, 2.0), clusters(64, 8, 5, 5, 2.0)
     assert torch.equal(knn_predict(train, labels, test, chunk=chunk), knn_predict(train, labels, test))
+
+
+def brute_force(train: Tensor, labels: Tensor, test: Tensor, k: int) -> Tensor:
+    """Every distance in float64, the first samples among equals."""
+    distance = (test[:, None].double() - train[None].double()).square().sum(dim=2)
+    return vote(labels[distance.sort(dim=1, stable=True).indices[:, :k]])
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+@pytest.mark.parametrize("offset", [0.0, 5000.0])
+def test_of_many_samples_at_the_same_distance_the_first_ones_are_taken(k: int, offset: float) -> None:
+    """Far more duplicates than candidates, with other labels, and neighbours that float32 cannot tell apart."""
+    points = torch.randint(0, 3, (900, 4), generator=seeded()).float()  # 81 different points
+    points[:, 0] += offset
+    points[::7, 1] += 2**-11
+    labels = torch.randint(0, 10, (900,), generator=seeded(1))
+    test = points[torch.randperm(900, generator=seeded(2))[:200]]
+    assert torch.equal(knn_predict(points, labels, test, k), brute_force(points, labels, test, k))
+
+
+@pytest.mark.parametrize("n", [32, 320, 3200])
+@pytest.mark.parametrize("count", [1, 10, 16])
+def test_the_smallest_entries_are_found_block_by_block(n: int, count: int) -> None:
+    scores = torch.rand(50, n, generator=seeded())
+    scores[:20] = scores[:20].sort(dim=1).values  # neighbours in one block
+    scores[20:30, ::7] = 0.5
+    found = scores.gather(1, smallest(scores, count)).sort(dim=1).values
+    assert torch.equal(found, scores.topk(count, dim=1, largest=False).values.sort(dim=1).values)
+
+
+def test_features_that_are_not_finite_are_refused() -> None:
+    train = torch.randn(40, 4)
+    train[3, 2] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        knn_predict(train, torch.zeros(40).long(), train)
+
+
+@pytest.mark.parametrize("n", [12, 13])  # in parts, and not
+def test_the_probes_gradient_is_autograds(n: int) -> None:
+    x, labels = clusters(n, 6, 4, 1, 1.0)
+    layer = nn.Linear(6, 4).double()
+    nn.functional.cross_entropy(layer(x.double()), labels).backward()
+    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    weight.grad, bias.grad = torch.empty_like(weight), torch.empty_like(bias)
+    cross_entropy_gradient(x.double(), labels, weight, bias)
+    torch.testing.assert_close(weight.grad, layer.weight.grad, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(bias.grad, layer.bias.grad, rtol=1e-12, atol=1e-15)
 
 
 def test_knn_may_use_all_training_samples_but_no_more() -> None:

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -214,6 +214,8 @@ def test_every_iteration_slices_all_images_once_and_alike_for_all_views() -> Non
 def test_value_and_gradient_are_those_of_the_plain_loop(
     d: int, k: int, extra: int, slices: int, w_iter: int, normalize: bool, spread: float, seed: int
 ) -> None:
+    # Of k + 1 samples on such a scale the covariance may be so nearly singular that the loop itself loses these digits.
+    assume(spread < 300 or extra > 1)
     w_size = k + extra
     v = views(d, slices * w_size, k, seed, spread)
 

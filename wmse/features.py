@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from wmse.errors import TrainingError
 from wmse.images import ArrayImages, FileImages
 from wmse.runtime import Runtime
 
@@ -13,7 +14,7 @@ from wmse.runtime import Runtime
 def extract(encoder: nn.Module, images: ArrayImages | FileImages, runtime: Runtime) -> Tensor:
     """(n, f) float32 features of the un-augmented images, in eval mode, not normalised; on the runtime's device.
 
-    The encoder's mode is restored afterwards.
+    The encoder's mode is restored afterwards. Raises TrainingError if a feature is not finite.
     """
     was_training = encoder.training
     encoder.eval()
@@ -22,7 +23,10 @@ def extract(encoder: nn.Module, images: ArrayImages | FileImages, runtime: Runti
         for batch in images.plain(batch=500):
             with runtime.autocast():
                 parts.append(encoder(runtime.batch(batch)).float())
-        return torch.cat(parts)
+        features = torch.cat(parts)
+        if not features.isfinite().all():
+            raise TrainingError("the encoder gives features that are not finite: its training has diverged")
+        return features
     finally:
         encoder.train(was_training)
 
