@@ -15,6 +15,7 @@ from wmse.whitening import (
     WHITENINGS,
     SingularCovarianceError,
     check_factorisations,
+    inverse_cholesky,
     mean_pair_distance,
     standardize,
     sub_batches,
@@ -181,6 +182,22 @@ def test_the_unchecked_variant_returns_the_state_of_every_group() -> None:
 def test_whitening_has_the_gradient_of_finite_differences() -> None:
     x = gaussian(2, 7, 3).requires_grad_()
     assert torch.autograd.gradcheck(whiten, (x,))
+
+
+@pytest.mark.parametrize("k", [1, 31, 32, 33, 64, 100])
+def test_the_factor_is_inverted_by_halves_as_it_is_whole(k: int) -> None:
+    x = gaussian(2, 3, 2 * k + 2, k, spread=30)
+    cov = torch.stack([torch.stack([torch.cov(group.T).reshape(k, k) for group in row]) for row in x])
+    inverse, info = inverse_cholesky(cov)
+    torch.testing.assert_close(inverse, torch.linalg.inv(torch.linalg.cholesky(cov)), rtol=0, atol=1e-11)
+    assert not info.any()
+
+
+@pytest.mark.parametrize("row", [0, 20, 50, 63])
+def test_a_singular_part_is_found_in_either_half(row: int) -> None:
+    cov = torch.eye(64).double().repeat(3, 1, 1)
+    cov[1, row, row] = -1
+    assert inverse_cholesky(cov)[1].ne(0).tolist() == [False, True, False]
 
 
 # --- slicing ----------------------------------------------------------------------------------------------------------
