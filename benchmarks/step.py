@@ -1,0 +1,141 @@
+"""The training step: what it takes beside the encoder, and against a step of lightly with a DataLoader."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from synthetic import arrays
+from timing import Table, alternate, milliseconds, ratio
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from wmse.config import RunSpec, make_spec
+from wmse.encoder import Encoder
+from wmse.pretrain import Trainer
+from wmse.runtime import Runtime, resolve
+
+
+def measure(device: torch.device) -> list[Table]:
+    table = Table(
+        "Training step",
+        ["d x N", "precision", "step, ms", "encoder / step", "lightly / step", "lightly in our precision / step"],
+        "ResNet-18 of full width at 32 pixels. Encoder: forward and backward alone on resident random tensors of"
+        " the same"
+        " shape, precision and memory format; step: fetch, augment, encode, loss, backward, optimiser, logging."
+        " lightly:"
+        " its transform with our parameters, DataLoader, the same encoder, its head and loss, Adam; once as it comes"
+        " (fp32), once with our precision and memory format. The paper's N on a GPU; on a CPU, where a step is in"
+        " proportion to it, 128.",
+    )
+    on_gpu = device.type == "cuda"
+    runtime = resolve(str(device))
+    for d in (2, 4):
+        n = (512 if d == 2 else 256) if on_gpu else 128
+        table.rows.append(
+            _row(make_spec(f"cifar10/wmse-{d}", 0, [{"batch_size": n}]), runtime, rounds=25 if on_gpu else 5)
+        )
+    return [table]
+
+
+def _row(spec: RunSpec, runtime: Runtime, rounds: int) -> list[str]:
+    data = arrays(2048)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(spec, data, Path(folder), runtime, log=lambda line: None, progress_bar=False)
+        contestants = {
+            "step": _ours(trainer),
+            "encoder": _bare_encoder(spec, runtime),
+            "lightly": _lightly(spec, data["pretrain"].images, runtime, plain=True),
+            "same": _lightly(spec, data["pretrain"].images, runtime, plain=False),
+        }
+        step, encoder, lightly, same = alternate(contestants, rounds, runtime.device).values()
+    return [
+        f"{spec.d} x {spec.batch_size}",
+        runtime.precision,
+        milliseconds(step),
+        ratio(encoder, step),
+        ratio(lightly, step),
+        ratio(same, step),
+    ]
+
+
+def _ours(trainer: Trainer) -> Callable[[], object]:
+    index = torch.randperm(len(trainer.images))[: trainer.spec.batch_size]
+    return lambda: trainer.loss_sum.add_(trainer.step(index).loss.detach())
+
+
+def _bare_encoder(spec: RunSpec, runtime: Runtime) -> Callable[[], object]:
+    encoder = runtime.place(Encoder(spec.arch, spec.stem, spec.width)).train()
+    if runtime.compile:
+        encoder.compile()
+    shape = (spec.batch_size, 3, spec.view_size, spec.view_size)
+    views = [runtime.batch(torch.randn(shape, device=runtime.device)) for _ in range(spec.d)]
+
+    def run() -> None:
+        encoder.zero_grad(set_to_none=True)
+        with runtime.autocast():
+            features = torch.cat([encoder(view) for view in views])
+        features.float().square().mean().backward()
+
+    return run
+
+
+class Pictures(Dataset):
+    """PIL images in memory through lightly's transform."""
+
+    def __init__(self, images: np.ndarray, spec: RunSpec) -> None:
+        from lightly.transforms.wmse_transform import WMSETransform
+        from PIL import Image
+
+        self.pictures = [Image.fromarray(image.transpose(1, 2, 0)) for image in images]
+        self.transform = WMSETransform(num_samples=spec.d, input_size=spec.view_size, gaussian_blur=0.0)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> list[torch.Tensor]:
+        return self.transform(self.pictures[index])
+
+
+def _lightly(spec: RunSpec, images: np.ndarray, runtime: Runtime, plain: bool) -> Callable[[], object]:
+    """A step as lightly's examples write it; `plain` leaves precision and memory format as they come."""
+    from lightly.loss import WMSELoss
+    from lightly.models.modules import WMSEProjectionHead
+
+    device = runtime.device
+    model = nn.Sequential(
+        Encoder(spec.arch, spec.stem, spec.width), WMSEProjectionHead(512, spec.head_hidden, spec.embedding)
+    ).to(device)
+    if not plain:
+        model = runtime.place(model)
+    criterion = WMSELoss(spec.embedding, w_size=spec.w_size, w_iter=spec.w_iter, num_samples=spec.d).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=spec.lr, weight_decay=spec.weight_decay)
+    # On a CPU workers would prepare batches while the other contestants run; in this process the work is the same.
+    workers = os.cpu_count() if device.type == "cuda" else 0
+    loader = DataLoader(Pictures(images, spec), spec.batch_size, shuffle=True, drop_last=True, num_workers=workers)
+
+    def batches() -> Iterator[list[torch.Tensor]]:
+        while True:
+            yield from loader
+
+    stream = batches()
+    steps = 1 if device.type == "cpu" else 8  # on a GPU more than the workers have ready, so that they are measured too
+
+    def run() -> None:
+        for _ in range(steps):
+            views = [view.to(device) for view in next(stream)]
+            optimizer.zero_grad()
+            if plain:
+                loss = criterion(torch.cat([model(view) for view in views]))
+            else:
+                with runtime.autocast():
+                    embeddings = torch.cat([model(runtime.batch(view)) for view in views])
+                loss = criterion(embeddings.float())
+            loss.backward()
+            optimizer.step()
+
+    return run
