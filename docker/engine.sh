@@ -60,6 +60,7 @@ base() {
   if docker_ image inspect "$BASE_TAG" >/dev/null 2>&1; then return; fi
   local root=$STATE/rootfs mirror
   # The mirror that this machine's own apt uses.
+  # shellcheck disable=SC2016 # a format of apt's, not of the shell
   mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -v security | head -n 1)
   rm -rf "$root"
   debootstrap --variant=minbase --include=ca-certificates bookworm "$root" "$mirror" >"$STATE/debootstrap.log" 2>&1 \

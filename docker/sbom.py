@@ -58,7 +58,9 @@ def component(kind: str, name: str, version: str, licence: str) -> dict[str, Any
 def main() -> None:
     components = [component("pypi", *package) for package in sorted(python_packages())]
     components += [component("deb/debian", *package) for package in sorted(debian_packages())]
-    print(json.dumps({"bomFormat": "CycloneDX", "specVersion": "1.5", "version": 1, "components": components}, indent=1))
+    print(
+        json.dumps({"bomFormat": "CycloneDX", "specVersion": "1.5", "version": 1, "components": components}, indent=1)
+    )
 
 
 if __name__ == "__main__":

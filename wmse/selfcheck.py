@@ -1,4 +1,4 @@
-"""Whether an installation works: packages, arithmetic, embedded data, folders. For a container's health, and for users."""
+"""Whether an installation works: packages, arithmetic, embedded data, folders (`wmse selfcheck`)."""
 
 from __future__ import annotations
 
