@@ -11,12 +11,13 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 # The dependencies change rarely: their layers depend on the lock file alone. The largest packages get layers of their
 # own, which stay the same, and need no new transfer, when other pins change. Byte code is compiled here, because many
-# short jobs start from a file system that may be read-only; its validity does not depend on time stamps.
+# short jobs start from a file system that may be read-only; its validity does not depend on time stamps. (One file of torch
+# is for newer Pythons only.)
 COPY envs/runtime.lock /tmp/runtime.lock
 RUN python3 -m venv --without-pip /opt/venv \
     && python3 -m pip --python /opt/venv/bin/python install --no-cache-dir --no-compile --require-hashes \
         --progress-bar off --requirement /tmp/runtime.lock \
-    && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/venv/lib \
+    && python3 -m compileall -q -j 0 -x py312 --invalidation-mode unchecked-hash /opt/venv/lib \
     && mkdir /layers \
     && mv /opt/venv/lib/python3.11/site-packages/nvidia \
         /opt/venv/lib/python3.11/site-packages/torch \
