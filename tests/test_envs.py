@@ -81,14 +81,14 @@ def test_debian_licences_are_read_from_both_forms_of_copyright_files(tmp_path: P
 @pytest.fixture
 def conda(tmp_path: Path) -> str:
     """A PATH with a `conda` that answers what a dry run asks."""
-    answer = json.dumps({"conda_prefix": str(tmp_path), "root_prefix": str(tmp_path), "platform": "linux-64"})
+    places = {"conda_prefix": str(tmp_path), "root_prefix": str(tmp_path), "platform": "linux-64"}
+    answer = json.dumps({**places, "get": {"channel_priority": "strict"}})
     program = tmp_path / "bin" / "conda"
     program.parent.mkdir()
     program.write_text(
         f"""#!/bin/sh
 case "$*" in
   *--json*) echo '{answer}' ;;
-  *channel_priority*) echo 'channel_priority: strict' ;;
   *) echo 'conda 25.1.0' ;;
 esac
 """
