@@ -47,6 +47,7 @@ RUN useradd --uid 1000 --no-log-init --no-create-home --home-dir /tmp wmse \
 COPY docker/entrypoint.sh /usr/local/bin/entrypoint
 COPY docker/sbom.py /opt/wmse-repro/docker/sbom.py
 COPY config.yaml LICENSE README.md /opt/wmse-repro/
+COPY envs/wmse.yaml envs/wmse.post-deploy.sh /opt/wmse-repro/envs/
 COPY workflow /opt/wmse-repro/workflow
 COPY --from=build /project/opt/venv /opt/venv
 RUN /opt/venv/bin/python /opt/wmse-repro/docker/sbom.py > /opt/wmse-repro/sbom.cdx.json

@@ -292,7 +292,7 @@ def containers() -> Iterator[list[str]]:
 
 def test_docker_stop_writes_a_checkpoint_and_the_next_run_goes_on(tmp_path: Path, containers: list[str]) -> None:
     folder = new_folder(tmp_path, OWNER)
-    long = config(ONE_RUN, epochs=60, lr_drops=[10], eval_every=100, eval_every_final=100)
+    long = config(ONE_RUN, epochs=30, lr_drops=[10], eval_every=100, eval_every_final=100)
 
     def start() -> str:
         mount = f"{folder}/results:{HOME}/results"
@@ -305,7 +305,7 @@ def test_docker_stop_writes_a_checkpoint_and_the_next_run_goes_on(tmp_path: Path
         return done.stdout + done.stderr
 
     first = start()
-    assert "epoch 2/60" in wait_for(lambda: log(first), "epoch 2/60", 90), log(first)
+    assert "epoch 2/30" in wait_for(lambda: log(first), "epoch 2/30", 90), log(first)
     second = in_docker(folder, *long)
     assert second.returncode == 1
     assert "another container is working in this results folder" in second.stderr
@@ -315,7 +315,7 @@ def test_docker_stop_writes_a_checkpoint_and_the_next_run_goes_on(tmp_path: Path
     assert docker("inspect", "-f", "{{.State.ExitCode}}", first).stdout.strip() == "143", log(first)
     assert "the same command continues from there" in log(first)
     assert len(list(folder.glob("results/runs/*/*/*/checkpoint.pt"))) == 1
-    assert "epoch 60/60" not in log(first)
+    assert "epoch 30/30" not in log(first)
 
     # Killed without a chance to clean up: Snakemake's lock stays.
     killed = start()
@@ -390,13 +390,13 @@ def test_data_and_results_may_lie_anywhere(tmp_path_factory: pytest.TempPathFact
 @needs_apptainer
 def test_a_stop_under_apptainer_writes_a_checkpoint(tmp_path: Path) -> None:
     folder = new_folder(tmp_path)
-    settings = [*config(ONE_RUN, epochs=60, lr_drops=[10], eval_every=100, eval_every_final=100), f"container={SIF}"]
+    settings = [*config(ONE_RUN, epochs=30, lr_drops=[10], eval_every=100, eval_every_final=100), f"container={SIF}"]
     log = folder / "log.txt"
     with open(log, "w") as file:
         command = [*offline(), *snakemake_command(), "--use-singularity", *settings]
         run = subprocess.Popen(command, cwd=folder, env=environ(), stdout=file, stderr=file, start_new_session=True)
         try:
-            assert "epoch 2/60" in wait_for(log.read_text, "epoch 2/60", 90), log.read_text()
+            assert "epoch 2/30" in wait_for(log.read_text, "epoch 2/30", 90), log.read_text()
             os.killpg(run.pid, signal.SIGTERM)  # as batch systems do
             assert run.wait(30) != 0
         finally:
