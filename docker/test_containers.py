@@ -43,7 +43,9 @@ needs_apptainer = pytest.mark.skipif(not SIF, reason=f"APPTAINER NOT TESTED: {os
 
 def config(experiments: list[dict[str, Any]] = EXPERIMENTS, **parameters: Any) -> list[str]:
     """Snakemake's arguments for a small configuration; the same in every environment."""
-    settings = {"experiments": experiments, "parameters": {"*": {**TINY, **parameters}}}
+    # The stem of ImageNet's encoder shrinks images to a 32nd.
+    changed = {"*": {**TINY, **parameters}, "imagenet100_mini/*": {"view_size": 64, "eval_resize": 64}}
+    settings = {"experiments": experiments, "parameters": changed}
     return ["--config", "device=cpu", *(f"{key}={json.dumps(value)}" for key, value in settings.items())]
 
 
