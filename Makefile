@@ -7,7 +7,7 @@ CORES ?= all
 # For the recipes that run something; not exported, because $(PYTHON) must stay the system's.
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help quickstart test lint format lock clean
+.PHONY: help quickstart test bench lint format lock image sif test-containers clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,11 +27,20 @@ quickstart: $(VENV)/.complete ## set up, run the whole DAG on the embedded data,
 test: $(VENV)/.complete ## set up and run the tests
 	$(IN_VENV) pytest $(PYTEST_ARGS)
 
-lint: $(VENV)/.complete ## ruff (lint and format), snakefmt, snakemake --lint
+$(VENV)/.bench: $(VENV)/.complete envs/bench.lock
+	$(PYTHON) -m pip --python $(BIN)/python install --require-hashes -r envs/bench.lock --progress-bar off
+	touch $@
+
+bench: $(VENV)/.bench ## all benchmarks on the device at hand, into results/benchmarks.md
+	$(IN_VENV) python benchmarks/run.py $(BENCH_ARGS)
+
+lint: $(VENV)/.complete ## ruff (lint and format), snakefmt, snakemake --lint, hadolint, shellcheck
 	$(IN_VENV) ruff check .
 	$(IN_VENV) ruff format --check .
 	$(IN_VENV) snakefmt --check workflow
 	$(IN_VENV) snakemake --lint
+	$(IN_VENV) hadolint Dockerfile
+	$(IN_VENV) shellcheck docker/*.sh envs/*.sh .ci/run
 
 format: $(VENV)/.complete ## apply the formatters
 	$(IN_VENV) ruff check --fix .
@@ -43,6 +52,22 @@ lock: ## resolve the dependencies again (needs uv): everything, and what the ima
 	$(LOCK) --extra dev pyproject.toml --output-file envs/requirements.lock
 	$(LOCK) --constraint envs/requirements.lock pyproject.toml --output-file envs/runtime.lock
 	$(LOCK) --constraint envs/requirements.lock --extra bench pyproject.toml --output-file envs/bench.lock
+	$(PYTHON) tools/conda_env.py > envs/wmse.yaml
+
+IMAGE ?= wmse-repro
+DOCKER ?= docker
+# A dirty tree is no commit: the results would name the wrong source.
+REVISION = $(shell git diff --quiet HEAD 2>/dev/null && git rev-parse HEAD || echo unknown)
+image: ## build the Docker image wmse-repro (BASE_IMAGE=... for another base)
+	DOCKER_BUILDKIT=1 $(DOCKER) build --network host $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \
+	  --build-arg REVISION=$(REVISION) --tag $(IMAGE) .
+	@$(DOCKER) image inspect --format '{{.RepoTags}}: {{.Size}} bytes' $(IMAGE)
+
+sif: ## make docker/wmse-repro.sif for --use-singularity from that image (ARCHIVE=FILE: from a `docker save`)
+	DOCKER="$(DOCKER)" docker/sif.sh $(or $(ARCHIVE),$(IMAGE))
+
+test-containers: $(VENV)/.complete ## build and test the image in Docker and Apptainer (root, or a running Docker)
+	$(IN_VENV) docker/test.sh $(PYTEST_ARGS)
 
 clean: ## remove what the DAG generated for the current configuration (data and environment stay)
 	$(IN_VENV) snakemake --cores 1 --delete-all-output

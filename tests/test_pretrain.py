@@ -349,3 +349,21 @@ def test_a_gpu_run_finds_a_singular_sub_batch_within_one_step(data: FakeData, tm
     torch.nn.init.zeros_(trainer.method.head[-1].weight)
     with pytest.raises(TrainingError, match=r"step 0 \(epoch 1\): view 0"):
         trainer.run()
+
+
+def test_a_signal_that_arrives_twice_is_one_request_and_a_later_one_ends_the_process() -> None:
+    code = (
+        "import os, signal, sys, time\n"
+        "from wmse import pretrain\n"
+        "pretrain.SAME_REQUEST = 0.5\n"
+        "with pretrain.stop_on_signals() as received:\n"
+        "    for _ in range(2):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print(received, flush=True)\n"
+        "    time.sleep(0.6)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print('still here')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[15]\n", done.stdout + done.stderr
+    assert done.returncode == -signal.SIGTERM

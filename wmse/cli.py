@@ -84,6 +84,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, default=Path("results"))
     command.set_defaults(command=run_dag)
 
+    command = commands.add_parser("selfcheck", help="whether this installation works: arithmetic, data, folders")
+    command.add_argument("--results", type=Path, default=Path("results"), help="a folder that must be writable")
+    _add_data_root(command)
+    command.add_argument("--quiet", action="store_true", help="print only what failed")
+    command.set_defaults(command=run_selfcheck)
+
     for command in commands.choices.values():
         command.add_argument("--log", type=Path, help="a file that gets every line of output as well")
     return parser
@@ -179,6 +185,15 @@ def run_dag(options: argparse.Namespace, log: Log) -> None:
     from wmse.report import write_dag
 
     write_dag(sys.stdin.read(), _json_object("--jobs", options.jobs), options.out)
+
+
+def run_selfcheck(options: argparse.Namespace, log: Log) -> int:
+    from wmse.selfcheck import selfcheck
+
+    failed = selfcheck(options.results, options.data_root, log, options.quiet)
+    if failed:
+        raise WmseError(f"selfcheck: {failed} of the checks failed")
+    return 0
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------

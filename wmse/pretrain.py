@@ -38,6 +38,7 @@ from wmse.whitening import SingularCovarianceError, check_factorisations
 
 HISTORY = "history.csv"
 PRETRAINED = "pretrain.json"
+SAME_REQUEST = 2.0  # seconds within which a repeated signal is the same request to stop
 LOG_EVERY = 20  # steps between updates of the progress bar: reading the loss makes the host wait for the device
 
 
@@ -429,15 +430,23 @@ def summary(trainer: Trainer, preset: str) -> dict[str, Any]:
 
 @contextmanager
 def stop_on_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM, SIGINT and SIGUSR1 instead of dying of them; a second one acts at once."""
+    """Collect SIGTERM, SIGINT and SIGUSR1 instead of dying of them; a second one acts at once.
+
+    One request can arrive twice: a process group gets it, and a container engine of that group passes it on as well.
+    So only a signal that comes later than that is a second one.
+    """
     received: list[int] = []
+    first = 0.0
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
     def note(number: int, _frame: object) -> None:
-        if received:
+        nonlocal first
+        if not received:
+            received.append(number)
+            first = time.monotonic()
+        elif time.monotonic() - first > SAME_REQUEST:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        received.append(number)
 
     previous = {number: signal.signal(number, note) for number in signals}
     try:

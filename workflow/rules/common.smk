@@ -1,11 +1,13 @@
 """Configuration, paths and the share of the machine that each job gets."""
 
 import json
+import os
 import shlex
 import shutil
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import DeploymentMethod
 
 from wmse.config import load_project
 from wmse.errors import ConfigError
@@ -30,6 +32,44 @@ PLOTS = expand(
 GPU = SETTINGS["device"] == "cuda" or (
     SETTINGS["device"] == "auto" and shutil.which("nvidia-smi") is not None
 )
+
+
+def outside_folders():
+    """What a container must see besides the working folder, as (source, place): where data, results and rules lie.
+
+    A symbolic link into another place is visible inside only together with its target.
+    """
+    data = Path(DATA)
+    named = [Path(workflow.basedir).parent, Path(RESULTS), data]
+    for benchmark in BENCHMARKS:
+        folder = data / benchmark
+        named += [folder, folder / "raw", folder / "prepared"]
+    seen, pairs = [Path.cwd().resolve()], []
+    for path in named:
+        for place in (Path(os.path.abspath(path)), path.resolve()):
+            if not any(place.is_relative_to(folder) for folder in seen):
+                seen.append(place)
+                pairs.append((str(path.resolve()), str(place)))
+    return pairs
+
+
+def bind_folders():
+    """Tell Apptainer about these folders; in a variable, because the profile cannot know the paths."""
+    binds = [bind for bind in os.getenv("APPTAINER_BIND", "").split(",") if bind]
+    for source, place in outside_folders():
+        if set(",:") & set(source + place):
+            raise WorkflowError(
+                f"{place}: a path with ',' or ':' cannot be shown in a container"
+            )
+        if f"{source}:{place}" not in binds:
+            binds.append(f"{source}:{place}")
+    os.environ.update(APPTAINER_BIND=",".join(binds))
+
+
+if DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method:
+    bind_folders()
+# For the conda environment, which installs this project's package (envs/wmse.post-deploy.sh).
+os.environ.update(WMSE_PROJECT=str(Path(workflow.basedir).parent))
 
 
 wildcard_constraints:

@@ -9,6 +9,8 @@ rule evaluate:
         run_file("result.json"),
     log:
         run_file("evaluate.log"),
+    conda:
+        "../../envs/wmse.yaml"
     threads: share_of_cores(len(RUNS))
     resources:
         gpu=int(GPU),

@@ -6,6 +6,8 @@ rule prepare:
         f"{DATA}/{{benchmark}}/prepared/manifest.json",
     log:
         f"{RESULTS}/logs/prepare/{{benchmark}}.log",
+    conda:
+        "../../envs/wmse.yaml"
     params:
         data_root=lambda wildcards, output: Path(output[0]).parents[2],
         offline="" if SETTINGS["download"] else "--no-download",

@@ -10,6 +10,8 @@ rule pretrain:
         history=run_file("history.csv"),
     log:
         run_file("pretrain.log"),
+    conda:
+        "../../envs/wmse.yaml"
     threads: pretrain_threads
     resources:
         gpu=int(GPU),

@@ -10,6 +10,8 @@ rule tables:
         ),
     log:
         f"{RESULTS}/logs/tables.log",
+    conda:
+        "../../envs/wmse.yaml"
     params:
         runs=lambda wildcards, input: folders(input.results),
         out=lambda wildcards, output: Path(output[0]).parent,
@@ -27,6 +29,8 @@ rule claims:
         ),
     log:
         f"{RESULTS}/logs/claims.log",
+    conda:
+        "../../envs/wmse.yaml"
     params:
         runs=lambda wildcards, input: folders(input.results),
         out=lambda wildcards, output: Path(output[0]).parent,
@@ -66,6 +70,8 @@ rule plots:
         ),
     log:
         f"{RESULTS}/logs/plots.log",
+    conda:
+        "../../envs/wmse.yaml"
     params:
         runs=lambda wildcards, input: folders(input.results),
         out=lambda wildcards, output: Path(output[0]).parents[1],
@@ -80,6 +86,8 @@ rule dag:
         ),
     log:
         f"{RESULTS}/logs/dag.log",
+    conda:
+        "../../envs/wmse.yaml"
     params:
         snakefile=workflow.main_snakefile,
         config=rule_graph_config(),

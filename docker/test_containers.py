@@ -1,0 +1,429 @@
+"""The image with real engines; docker/test.sh prepares them and names what it made in IMAGE, SIF, DOCKER.
+
+A cut-down quick preset runs three times, in Docker, under Apptainer and in this environment, always without a network
+where a container is involved. Everything else is about one property of the image each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCKER, IMAGE, SIF = (os.environ.get(name, "") for name in ("DOCKER", "IMAGE", "SIF"))
+HOME = "/opt/wmse-repro"
+OWNER = "4321:8765"  # a user that no system knows
+
+TINY = {
+    **{"width": 4, "head_hidden": 16, "embedding": 8, "w_size": 32, "view_size": 8, "eval_resize": 8},
+    **{"epochs": 2, "lr_drops": [1], "batch_size": 512, "eval_every": 2, "probe_epochs": 5, "probe_batch_size": 1000},
+}
+EXPERIMENTS = [
+    {"benchmarks": ["fashion_mnist"], "methods": ["simclr", "wmse-4", "pixels"]},
+    {"benchmarks": ["imagenet100_mini"], "methods": ["wmse-2"]},
+]
+ONE_RUN = [{"benchmarks": ["fashion_mnist"], "methods": ["wmse-2"]}]
+
+Run = subprocess.CompletedProcess[str]
+
+needs_apptainer = pytest.mark.skipif(not SIF, reason=f"APPTAINER NOT TESTED: {os.environ.get('WMSE_NO_APPTAINER')}")
+
+
+def config(experiments: list[dict[str, Any]] = EXPERIMENTS, **parameters: Any) -> list[str]:
+    """Snakemake's arguments for a small configuration; the same in every environment."""
+    # The stem of ImageNet's encoder shrinks images to a 32nd.
+    changed = {"*": {**TINY, **parameters}, "imagenet100_mini/*": {"view_size": 64, "eval_resize": 64}}
+    settings = {"experiments": experiments, "parameters": changed}
+    return ["--config", "device=cpu", *(f"{key}={json.dumps(value)}" for key, value in settings.items())]
+
+
+def execute(command: list[str], **options: Any) -> Run:
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, **options)
+
+
+def docker(*arguments: str) -> Run:
+    return execute([DOCKER, *arguments])
+
+
+def succeeded(done: Run) -> str:
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def in_docker(folder: Path | None, *arguments: str, options: tuple[str, ...] = (), data: bool = False) -> Run:
+    """`docker run` without a network, with `folder`/results mounted; `data` mounts `folder`/data too."""
+    mounts = ["-v", f"{folder}/results:{HOME}/results"] if folder else []
+    mounts += ["-v", f"{folder}/data:{HOME}/data"] if data else []
+    return docker("run", "--rm", "--network", "none", *mounts, *options, IMAGE, *arguments)
+
+
+def snakemake(folder: Path, *arguments: str, **options: Any) -> Run:
+    """Snakemake of this environment, without a network where this user may say so."""
+    environment = {**environ(), **options.pop("env", {})}
+    return execute([*offline(), *snakemake_command(), *arguments], cwd=folder, env=environment, **options)
+
+
+def environ() -> dict[str, str]:
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def snakemake_command() -> list[str]:
+    return [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow/Snakefile"), "--cores", "all"]
+
+
+def offline() -> list[str]:
+    return ["unshare", "--net"] if os.getuid() == 0 else []
+
+
+def new_folder(path: Path, owner: str = "") -> Path:
+    """A working folder with the project's configuration; its results and data belong to `owner`."""
+    for name in ("results", "data"):
+        (path / name).mkdir(parents=True)
+        if owner and os.getuid() == 0:
+            os.chown(path / name, *map(int, owner.split(":")))
+    shutil.copy(ROOT / "config.yaml", path)
+    return path
+
+
+def planned(output: str) -> bool:
+    """Whether a dry run announces a job."""
+    if "Nothing to be done" in output:
+        return False
+    assert "Job stats" in output, output
+    return True
+
+
+@pytest.fixture(scope="module")
+def docker_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The small configuration, computed by `docker run`, and what that printed."""
+    folder = new_folder(tmp_path_factory.mktemp("docker"), OWNER)
+    return folder, succeeded(in_docker(folder, *config(), data=True))
+
+
+@pytest.fixture(scope="module")
+def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The same in this environment."""
+    folder = new_folder(tmp_path_factory.mktemp("plain"))
+    return folder, succeeded(snakemake(folder, *config()))
+
+
+@pytest.fixture(scope="module")
+def apptainer_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The same under Apptainer, with packages on the host's PYTHONPATH that would break every job."""
+    folder = new_folder(tmp_path_factory.mktemp("apptainer"))
+    poison = folder / "poison" / "torch"
+    poison.mkdir(parents=True)
+    (poison / "__init__.py").write_text("raise ImportError('the host leaks into the container')\n")
+    environment = {"PYTHONPATH": str(poison.parent)}
+    done = snakemake(folder, "--use-singularity", *config(), f"container={SIF}", env=environment)
+    return folder, succeeded(done)
+
+
+def results(folder: Path) -> dict[str, dict[str, Any]]:
+    found = (json.loads(path.read_text()) for path in folder.glob("results/runs/*/*/*/result.json"))
+    return {content["run"]: content for content in found}
+
+
+def bits(folder: Path) -> dict[str, Any]:
+    """What must be equal in equal runs: parameters, metrics, losses, weights and data; not times and places."""
+    found = {}
+    for run, result in results(folder).items():
+        encoder = folder / "results/runs" / run / "encoder.safetensors"
+        digest = hashlib.sha256(encoder.read_bytes()).hexdigest() if encoder.exists() else None
+        loss = result.get("pretrain", {}).get("final_loss") if result.get("pretrain") else None
+        found[run] = [result["spec"], result["metrics"], result["data"], loss, digest]
+    return found
+
+
+# --- the image --------------------------------------------------------------------------------------------------------
+
+
+def test_labels_name_version_revision_and_licence() -> None:
+    labels = json.loads(succeeded(docker("image", "inspect", "--format", "{{json .Config.Labels}}", IMAGE)))
+    wanted = {"version": "0.1.0", "revision": "test-image", "licenses": "MIT"}
+    assert {key: labels[f"org.opencontainers.image.{key}"] for key in wanted} == wanted
+
+
+def test_the_image_has_no_build_tools_and_no_lists_of_packages() -> None:
+    script = (
+        "for p in gcc cc make pip pip3 git curl wget; do command -v $p; done; ls /var/lib/apt/lists; ls /layers /src"
+    )
+    done = in_docker(None, "bash", "-c", script)
+    assert done.stdout == "", done.stdout
+    assert "No module named pip" in in_docker(None, "python", "-m", "pip").stderr
+
+
+def test_the_bill_of_materials_is_the_lock_file_and_names_every_licence() -> None:
+    bill = json.loads(succeeded(in_docker(None, "cat", "sbom.cdx.json")))["components"]
+    python = {c["name"]: c["version"] for c in bill if c["purl"].startswith("pkg:pypi/")}
+    debian = {c["name"] for c in bill if c["purl"].startswith("pkg:deb/")}
+    lock = (ROOT / "envs/runtime.lock").read_text().replace("\\\n", "").splitlines()
+    pins = [Requirement(line.split(" --hash")[0]) for line in lock if line[:1].isalnum()]
+    linux = [pin for pin in pins if not pin.marker or pin.marker.evaluate({"python_full_version": "3.11.2"})]
+    assert python == {"wmse-repro": "0.1.0", **{pin.name: str(pin.specifier).removeprefix("==") for pin in linux}}
+    assert {"python3", "libc6"} <= debian
+    assert "python3-pip" not in debian
+    unknown = [c["name"] for c in bill if c["licenses"][0]["license"]["name"].startswith("see ")]
+    assert len(unknown) < 0.1 * len(bill), unknown
+
+
+# --- the entry point --------------------------------------------------------------------------------------------------
+
+
+def test_without_a_mount_everything_runs_as_an_ordinary_user() -> None:
+    assert succeeded(in_docker(None, "id", "-u")).strip() == "1000"
+
+
+def test_processes_are_the_owner_of_the_results_without_any_privilege(tmp_path: Path) -> None:
+    shown = succeeded(
+        in_docker(new_folder(tmp_path, OWNER), "bash", "-c", "id -u; id -g; grep CapEff /proc/self/status")
+    )
+    user, group, capabilities = shown.splitlines()
+    if os.getuid() == 0:
+        assert f"{user}:{group}" == OWNER
+    assert int(capabilities.split()[1], 16) == 0
+
+
+def test_roots_folder_is_written_by_root_without_privileges(tmp_path: Path) -> None:
+    if os.getuid():
+        pytest.skip("only root has a folder of root's")
+    shown = succeeded(in_docker(new_folder(tmp_path), "bash", "-c", "touch results/x; grep CapEff /proc/self/status"))
+    assert int(shown.split()[1], 16) == 0
+    assert (tmp_path / "results/x").stat().st_uid == 0
+
+
+def test_commands_and_arguments_are_passed_on() -> None:
+    assert "fashion_mnist/wmse-4/seed0" in succeeded(in_docker(None, "wmse", "runs"))
+    assert "Job stats" in succeeded(in_docker(None, "-n", "--config", "preset=paper", "methods=[wmse-4]"))
+    assert in_docker(None, "bash", "-c", "exit 7").returncode == 7
+    assert in_docker(None, "--config", "preset=fast").returncode != 0
+
+
+def test_one_line_says_whether_a_gpu_is_used() -> None:
+    lines = succeeded(in_docker(None, "-n", "-q")).splitlines()
+    assert [line for line in lines if line.startswith("GPU: ")] == ["GPU: none, running on the CPU"]
+    fake = in_docker(None, "-n", "-q", options=("--device", "/dev/null:/dev/nvidia0"))
+    assert "running on the CPU" not in succeeded(fake)
+
+
+def test_selfcheck_passes_and_finds_what_is_broken(tmp_path: Path) -> None:
+    assert "FAILED" not in succeeded(in_docker(None, "wmse", "selfcheck"))
+    folder = new_folder(tmp_path, OWNER)
+    unwritable = in_docker(folder, "wmse", "selfcheck", options=("--user", "999:999"))
+    assert unwritable.returncode == 1
+    assert "FAILED  results" in unwritable.stdout
+    sample = "/opt/venv/lib/python3.11/site-packages/wmse/datasets/fashion_mnist_sample/t10k-labels-idx1-ubyte.gz"
+    damaged = in_docker(None, "wmse", "selfcheck", options=("-v", f"/dev/null:{sample}"))
+    assert damaged.returncode == 1
+    assert "damaged" in damaged.stdout
+
+
+def test_the_container_becomes_healthy() -> None:
+    name = succeeded(docker("run", "-d", "--network", "none", "--health-interval", "2s", IMAGE, "sleep", "90")).strip()
+    try:
+        state = wait_for(
+            lambda: docker("inspect", "-f", "{{.State.Health.Status}}", name).stdout.strip(), "healthy", 60
+        )
+    finally:
+        docker("rm", "-f", "-v", name)
+    assert state == "healthy"
+
+
+def wait_for(value: Callable[[], str], wanted: str, seconds: float) -> str:
+    """The value once it contains what is wanted, or when the time is over."""
+    end = time.monotonic() + seconds
+    while wanted not in (now := value()) and time.monotonic() < end:
+        time.sleep(0.5)
+    return now
+
+
+def test_an_unwritable_results_folder_is_one_message(tmp_path: Path) -> None:
+    done = in_docker(new_folder(tmp_path, OWNER), options=("--user", "999:999"))
+    assert done.returncode == 1
+    if os.getuid() == 0:
+        assert f"start the container with --user {OWNER}" in done.stderr
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def test_docker_leaves_tables_that_belong_to_the_caller(docker_folder: tuple[Path, str]) -> None:
+    folder, printed = docker_folder
+    assert "GPU: none, running on the CPU" in printed
+    assert len(results(folder)) == 4
+    tables = (folder / "results/tables.md").read_text()
+    for run, result in results(folder).items():
+        assert run in tables
+        assert f"{result['metrics']['linear_top1']:.2f}" in tables
+        assert result["provenance"]["commit"] == "test-image"
+    owners = {f"{p.lstat().st_uid}:{p.lstat().st_gid}" for p in (folder / "results").rglob("*")}
+    if os.getuid() == 0:
+        assert owners == {OWNER}
+
+
+def test_read_only_with_an_arbitrary_user_and_no_capabilities(tmp_path: Path) -> None:
+    folder = new_folder(tmp_path, OWNER)
+    locked = ("--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+    succeeded(in_docker(folder, *config(ONE_RUN), options=(*locked, "--user", OWNER)))
+    assert "fashion_mnist/wmse-2/seed0" in (folder / "results/tables.md").read_text()
+    # Only the results are mounted: the data is gone, and is not needed for what is finished.
+    again = in_docker(folder, "-n", *config(ONE_RUN), options=(*locked, "--user", OWNER))
+    assert not planned(succeeded(again))
+
+
+@pytest.fixture
+def containers() -> Iterator[list[str]]:
+    """Names of containers to remove afterwards."""
+    names: list[str] = []
+    yield names
+    for name in names:
+        docker("rm", "-f", "-v", name)
+
+
+def test_docker_stop_writes_a_checkpoint_and_the_next_run_goes_on(tmp_path: Path, containers: list[str]) -> None:
+    folder = new_folder(tmp_path, OWNER)
+    long = config(ONE_RUN, epochs=30, lr_drops=[10], eval_every=100, eval_every_final=100)
+
+    def start() -> str:
+        mount = f"{folder}/results:{HOME}/results"
+        name = succeeded(docker("run", "-d", "--network", "none", "-v", mount, IMAGE, *long)).strip()
+        containers.append(name)
+        return name
+
+    def log(name: str) -> str:
+        done = docker("logs", name)
+        return done.stdout + done.stderr
+
+    first = start()
+    assert "epoch 2/30" in wait_for(lambda: log(first), "epoch 2/30", 90), log(first)
+    second = in_docker(folder, *long)
+    assert second.returncode == 1
+    assert "another container is working in this results folder" in second.stderr
+    before = time.monotonic()
+    docker("stop", "--time", "30", first)
+    assert time.monotonic() - before < 20
+    assert docker("inspect", "-f", "{{.State.ExitCode}}", first).stdout.strip() == "143", log(first)
+    assert "the same command continues from there" in log(first)
+    assert len(list(folder.glob("results/runs/*/*/*/checkpoint.pt"))) == 1
+    assert "epoch 30/30" not in log(first)
+
+    # Killed without a chance to clean up: Snakemake's lock stays.
+    killed = start()
+    assert "continuing" in wait_for(lambda: log(killed), "continuing", 60), log(killed)
+    docker("kill", killed)
+    assert list((folder / "results/.snakemake/locks").iterdir())
+    printed = succeeded(in_docker(folder, *long))
+    assert "the last run here was killed" in printed
+    assert "continuing" in printed
+    (result,) = results(folder).values()
+    assert result["pretrain"]["resumed"] >= 1
+    assert (folder / "results/tables.md").exists()
+
+
+@needs_apptainer
+def test_every_job_runs_in_the_sif(apptainer_folder: tuple[Path, str]) -> None:
+    folder, printed = apptainer_folder
+    jobs = 2 + 3 + 4 + 4  # prepare, pretrain, evaluate; tables, claims, plots, dag. `all` has no command
+    assert printed.count("Activating apptainer image") + printed.count("Activating singularity image") == jobs
+    commits = {result["provenance"]["commit"] for result in results(folder).values()}
+    assert commits == {"test-image"}
+    assert {p.stem for p in (folder / "results/plots").glob("*.svg")} >= {"dag", "training"}
+
+
+@needs_apptainer
+def test_the_same_bits_in_docker_in_apptainer_and_without(
+    docker_folder: tuple[Path, str], apptainer_folder: tuple[Path, str], plain_folder: tuple[Path, str]
+) -> None:
+    plain = bits(plain_folder[0])
+    assert len(plain) == 4
+    assert bits(docker_folder[0]) == plain
+    assert bits(apptainer_folder[0]) == plain
+
+
+@needs_apptainer
+def test_switching_reruns_nothing(
+    docker_folder: tuple[Path, str], apptainer_folder: tuple[Path, str], plain_folder: tuple[Path, str]
+) -> None:
+    docker_, apptainer, plain = docker_folder[0], apptainer_folder[0], plain_folder[0]
+    inside = ("--use-singularity", "-n", *config(), f"container={SIF}")
+    assert not planned(succeeded(snakemake(plain, *inside)))
+    assert not planned(succeeded(snakemake(docker_, *inside)))
+    assert not planned(succeeded(snakemake(apptainer, "-n", *config())))
+    assert not planned(succeeded(snakemake(docker_, "-n", *config())))
+    for folder in (plain, apptainer):
+        assert not planned(succeeded(in_docker(folder, "-n", *config(), data=True)))
+
+
+@needs_apptainer
+def test_data_and_results_may_lie_anywhere(tmp_path_factory: pytest.TempPathFactory) -> None:
+    if os.getuid():
+        pytest.skip("needs a folder outside the home and temporary folders, which Apptainer always shows")
+    folder = new_folder(tmp_path_factory.mktemp("bind"))
+    outside = Path(f"/srv/wmse-test-{os.getpid()}")
+    try:
+        (outside / "disk").mkdir(parents=True)
+        (outside / "link").symlink_to(outside / "disk")
+        (folder / "results").rmdir()
+        (outside / "results here").mkdir()
+        (folder / "results").symlink_to(outside / "results here")
+        places = [f"container={SIF}", f"data_root={outside}/link/data"]
+        succeeded(snakemake(folder, "--use-singularity", *config(ONE_RUN), *places))
+        assert (outside / "results here/tables.md").exists()
+        assert (outside / "disk/data/fashion_mnist/prepared/manifest.json").exists()
+        elsewhere = [*places, f"results={outside}/new/results"]
+        succeeded(snakemake(folder, "--use-singularity", *config(ONE_RUN), *elsewhere))
+        assert (outside / "new/results/tables.md").exists()
+    finally:
+        shutil.rmtree(outside)
+
+
+@needs_apptainer
+def test_a_stop_under_apptainer_writes_a_checkpoint(tmp_path: Path) -> None:
+    folder = new_folder(tmp_path)
+    settings = [*config(ONE_RUN, epochs=30, lr_drops=[10], eval_every=100, eval_every_final=100), f"container={SIF}"]
+    log = folder / "log.txt"
+    with open(log, "w") as file:
+        command = [*offline(), *snakemake_command(), "--use-singularity", *settings]
+        run = subprocess.Popen(command, cwd=folder, env=environ(), stdout=file, stderr=file, start_new_session=True)
+        try:
+            assert "epoch 2/30" in wait_for(log.read_text, "epoch 2/30", 90), log.read_text()
+            os.killpg(run.pid, signal.SIGTERM)  # as batch systems do
+            assert run.wait(30) != 0
+        finally:
+            if run.poll() is None:
+                os.killpg(run.pid, signal.SIGKILL)
+    assert "the same command continues" in wait_for(log.read_text, "the same command continues", 10)
+    assert len(list(folder.glob("results/runs/*/*/*/checkpoint.pt"))) == 1
+    printed = succeeded(snakemake(folder, "--use-singularity", *settings))
+    assert "continuing" in printed
+
+
+def test_compose_runs_the_same_image(tmp_path: Path) -> None:
+    compose = next((c for c in ([DOCKER, "compose"], ["docker-compose"]) if works([*c, "version"])), None)
+    if not compose:
+        pytest.skip("COMPOSE NOT TESTED: neither `docker compose` nor docker-compose is installed")
+    folder = new_folder(tmp_path, OWNER)
+    shutil.copy(ROOT / "compose.yaml", folder)
+    environment = {**os.environ, "WMSE_IMAGE": IMAGE, "WMSE_NETWORK": "none"}
+    done = execute([*compose, "run", "--rm", "wmse", *config(ONE_RUN)], cwd=folder, env=environment)
+    assert "fashion_mnist/wmse-2/seed0" in succeeded(done) + (folder / "results/tables.md").read_text()
+    assert (folder / "data/fashion_mnist/prepared/manifest.json").exists()
+
+
+def works(command: list[str]) -> bool:
+    try:
+        return execute(command).returncode == 0
+    except FileNotFoundError:
+        return False
