@@ -43,7 +43,7 @@ def test_links_lead_to_files(page: Path) -> None:
 def test_the_worked_examples_of_a_method_an_ablation_and_a_benchmark_run(tmp_path: Path) -> None:
     page = ROOT / "docs/extending.md"
     skip = shutil.ignore_patterns("__pycache__")
-    for name in ("wmse", "workflow"):
+    for name in ("wmse", "workflow", "envs"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=skip)
     (tmp_path / "config.yaml").write_text(
         yaml.safe_dump({"preset": "quick", "device": "cpu", "parameters": {"*": {**TINY, "epochs": 2}}})
