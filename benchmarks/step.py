@@ -104,12 +104,12 @@ class Pictures(Dataset):
 def _lightly(spec: RunSpec, images: np.ndarray, runtime: Runtime, plain: bool) -> Callable[[], object]:
     """A step as lightly's examples write it; `plain` leaves precision and memory format as they come."""
     from lightly.loss import WMSELoss
-    from lightly.models.modules import WMSEProjectionHead
+    from lightly.models.modules.heads import ProjectionHead
 
     device = runtime.device
-    model = nn.Sequential(
-        Encoder(spec.arch, spec.stem, spec.width), WMSEProjectionHead(512, spec.head_hidden, spec.embedding)
-    ).to(device)
+    hidden = (512, spec.head_hidden, nn.BatchNorm1d(spec.head_hidden), nn.ReLU())
+    head = ProjectionHead([hidden, (spec.head_hidden, spec.embedding, None, None)])
+    model = nn.Sequential(Encoder(spec.arch, spec.stem, spec.width), head).to(device)
     if not plain:
         model = runtime.place(model)
     criterion = WMSELoss(spec.embedding, w_size=spec.w_size, w_iter=spec.w_iter, num_samples=spec.d).to(device)
