@@ -135,10 +135,11 @@ def measure(
     meter: PowerMeter,
     synchronize: Callable[[], None] = lambda: None,
     fit: Callable[[int], int] = lambda size: size,
+    smallest: int = SMALLEST,
 ) -> Cost:
     """The cost per image of something done to `full` images at once, or to as many as fit into `budget` seconds.
 
-    Sizes grow from SMALLEST while the next one still leaves time for its untimed call, which pays for allocations,
+    Sizes grow from `smallest` while the next one still leaves time for its untimed call, which pays for allocations,
     autotuning and compilation, and for a timed one.
 
     Args:
@@ -146,7 +147,7 @@ def measure(
         synchronize: waits for the device.
         fit: rounds a size down to one that is possible.
     """
-    began, size, out_of_memory = time.perf_counter(), min(SMALLEST, full), False
+    began, size, out_of_memory = time.perf_counter(), min(smallest, full), False
 
     def clock(call: Callable[[], object], times: int) -> float:
         synchronize()
@@ -166,12 +167,12 @@ def measure(
             for _ in range(RETRIES if once < budget / 20 else 0):  # a hiccup here would end the growth too early
                 once = min(once, clock(call, 1))
         except torch.OutOfMemoryError:
-            if size <= SMALLEST:
+            if size <= smallest:
                 raise WmseError(f"not even {size} images at a time fit into the memory of the GPU") from None
             call, out_of_memory = None, True
             gc.collect()
             torch.cuda.empty_cache()
-            size = limit = max(fit(size // 2), SMALLEST)
+            size = limit = max(fit(size // 2), smallest)
             continue
         left = budget - (time.perf_counter() - began)
         larger = fit(min(limit, int(size * left / (4 * once))))
@@ -226,12 +227,13 @@ class WarmUp:
         build: Callable[[int], Callable[[], object]],
         full: int,
         fit: Callable[[int], int] = lambda size: size,
+        smallest: int = SMALLEST,
     ) -> Cost:
         if key not in self.costs:
             place = self.runtime(spec).device
             wait = (lambda: torch.cuda.synchronize(place)) if place.type == "cuda" else lambda: None
             try:
-                cost = self.costs[key] = measure(build, full, budget, self.meter, wait, fit)
+                cost = self.costs[key] = measure(build, full, budget, self.meter, wait, fit, smallest)
             except WmseError as error:
                 raise type(error)(f"warm-up of {spec.cell}, {what}: {error}") from None
             self.log(
@@ -312,12 +314,14 @@ class WarmUp:
         f, device = feature_count(spec), self.runtime(spec).device
 
         def build(size: int) -> Callable[[], object]:
-            x, labels = torch.randn(size, f, device=device), torch.zeros(size, dtype=torch.int64, device=device)
-            test = torch.randn(KNN_TEST, f, device=device)
-            return lambda: knn_predict(x, labels, test, min(spec.knn_k, size))
+            # Of few dimensions inside, as real features: the distances of white noise are hard to tell apart.
+            x = torch.randn(size + KNN_TEST, 16, device=device) @ torch.randn(16, f, device=device)
+            labels = torch.zeros(size, dtype=torch.int64, device=device)
+            return lambda: knn_predict(x[KNN_TEST:], labels, x[:KNN_TEST], min(spec.knn_k, size))
 
         full = min(train, PROBE_VALUES // f)
-        return self._once("k-NN", ("knn", f, full, spec.knn_k), spec, self.seconds / 4, build, full)
+        # Of few samples many are within rounding's reach of the k-th, which costs more than the rest.
+        return self._once("k-NN", ("knn", f, full, spec.knn_k), spec, self.seconds / 4, build, full, smallest=1000)
 
     def linear(self, spec: RunSpec, train: int) -> Cost:
         """An epoch of the linear probe, per training sample."""
