@@ -7,7 +7,10 @@ CORES ?= all
 # For the recipes that run something; not exported, because $(PYTHON) must stay the system's.
 IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 
-.PHONY: help quickstart test bench lint format lock image sif test-containers clean
+# The preset to look at, e.g. `make estimate PRESET=paper`; that of config.yaml if empty.
+PRESET ?=
+
+.PHONY: help quickstart estimate test bench lint format lock image sif test-containers clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,6 +26,9 @@ quickstart: $(VENV)/.complete ## set up, run the whole DAG on the embedded data,
 	$(IN_VENV) snakemake --cores $(CORES)
 	@cat results/tables.md
 	@echo; echo "Tables: results/tables.md  Plots: results/plots/"
+
+estimate: $(VENV)/.complete ## what the runs of PRESET cost on this machine: views, hours, energy
+	$(IN_VENV) wmse estimate $(if $(PRESET),--preset $(PRESET)) $(ESTIMATE_ARGS)
 
 test: $(VENV)/.complete ## set up and run the tests
 	$(IN_VENV) pytest $(PYTEST_ARGS)

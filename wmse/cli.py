@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -54,6 +55,15 @@ def build_parser() -> argparse.ArgumentParser:
     _add_config(command)
     command.add_argument("--json", action="store_true", help="the full specifications, one a line")
     command.set_defaults(command=run_list)
+
+    command = commands.add_parser("estimate", help="views, hours and energy of every run, from a short warm-up")
+    _add_config(command)
+    _add_data_root(command)
+    _add_runtime(command)
+    command.add_argument("--watts", type=float, help="the machine's power, instead of measuring it")
+    command.add_argument("--seconds", type=float, default=10.0, help="at most, for one warm-up (default: 10)")
+    command.add_argument("--json", action="store_true", help="one JSON object instead of the table")
+    command.set_defaults(command=run_estimate)
 
     for name, function, text in (
         ("pretrain", run_pretrain, "train one run (continues from its checkpoint)"),
@@ -138,6 +148,39 @@ def run_prepare(options: argparse.Namespace, log: Log) -> None:
 def run_list(options: argparse.Namespace, log: Log) -> None:
     for spec in _project(options).runs:
         print(json.dumps(spec.to_dict()) if options.json else spec.run)
+
+
+def run_estimate(options: argparse.Namespace, log: Log) -> None:
+    project = _project(options)
+    from wmse.estimate import WarmUp, estimate, notes, table, total
+    from wmse.power import PowerMeter
+    from wmse.provenance import hardware
+
+    runtimes: dict[str, Runtime] = {}
+
+    def runtime(spec: RunSpec) -> Runtime:
+        if spec.precision not in runtimes:
+            runtimes[spec.precision] = _runtime(options, spec)
+            options.device = str(runtimes[spec.precision].device)  # "cuda" would claim one more GPU each time
+        return runtimes[spec.precision]
+
+    def progress(line: str) -> None:
+        log(line, file=sys.stderr)
+
+    meter = PowerMeter(runtime(project.runs[0]).device, options.watts)
+    results = options.root / project.settings["results"] / "runs"
+    with tempfile.TemporaryDirectory(prefix="wmse-estimate-") as folder:
+        warm_up = WarmUp(runtime, options.seconds, meter, Path(folder), progress)
+        rows = estimate(project.runs, results, options.data_root, warm_up)
+    machines = [value.describe() for value in runtimes.values()]
+    content = {"preset": project.settings["preset"], "hardware": hardware(machines[0]), "runtimes": machines}
+    if options.json:
+        power = meter.describe()
+        print(json.dumps({**content, "power": power, "runs": [vars(row) for row in rows], "sum": total(rows)}))
+        return
+    log(table(rows))
+    for line in ("", *(f"{key}: {json.dumps(value)}" for key, value in content.items()), *notes(rows, meter)):
+        log(line)
 
 
 def run_pretrain(options: argparse.Namespace, log: Log) -> int:

@@ -42,10 +42,15 @@ def provenance(runtime: dict[str, Any]) -> dict[str, Any]:
         "commit": revision,
         "dirty": dirty,
         "versions": {"python": platform.python_version(), "wmse": wmse.__version__, **_versions()},
-        "hardware": {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "gpu": _gpu_name(runtime)},
+        "hardware": hardware(runtime),
         "runtime": runtime,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def hardware(runtime: dict[str, Any]) -> dict[str, Any]:
+    """The processor, the cores that this process may use, and the GPU if it runs there."""
+    return {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "gpu": _gpu_name(runtime)}
 
 
 def _versions() -> dict[str, str]:
