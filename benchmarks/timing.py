@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -57,6 +58,7 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         run()
         return torch.cuda.max_memory_allocated(device) - before
+    ctypes.CDLL(None).malloc_trim(0)  # memory that was freed and kept would be used again unseen
     Path("/proc/self/clear_refs").write_text("5")  # the kernel's record of the largest size starts again
     before = resident("VmRSS")
     run()
