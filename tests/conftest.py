@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,42 @@ import torch
 from wmse.config import RunSpec, make_spec
 
 ROOT = Path(__file__).resolve().parent.parent
+
+COUNTS: Counter[str] = Counter()  # what the tests in tests/faults inflicted, by kind
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="the long part of tests/faults as well (make test-faults)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "long: part of `make test-faults` only, because it takes minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--long"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="the long part: run by `make test-faults`"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if COUNTS:
+        terminalreporter.section("faults")
+        terminalreporter.line(", ".join(f"{number:,} {kind}" for kind, number in sorted(COUNTS.items())))
+
+
+@pytest.fixture
+def counts() -> Counter[str]:
+    """To be added to: counts["kills"] += 1; the sums are printed at the end."""
+    return COUNTS
+
+
+@pytest.fixture
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether the long part runs, for tests that differ only in how much they try."""
+    return bool(request.config.getoption("--long"))
+
 
 # 8-pixel views of a narrow network: a step takes milliseconds, through the same code as the paper's recipe.
 TINY: dict[str, Any] = {
