@@ -67,15 +67,15 @@ IMAGE ?= wmse-repro
 DOCKER ?= docker
 # A dirty tree is no commit: the results would name the wrong source.
 REVISION = $(shell git diff --quiet HEAD 2>/dev/null && git rev-parse HEAD || echo unknown)
-image: ## build the Docker image wmse-repro (BASE_IMAGE=... for another base)
-	DOCKER_BUILDKIT=1 $(DOCKER) build --network host $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \
+image: ## build the Docker image wmse-repro (BASE_IMAGE=... for another base, BUILD_FLAGS=--no-cache)
+	DOCKER_BUILDKIT=1 $(DOCKER) build $(BUILD_FLAGS) --network host $(if $(BASE_IMAGE),--build-arg BASE_IMAGE=$(BASE_IMAGE)) \
 	  --build-arg REVISION=$(REVISION) --tag $(IMAGE) .
 	@$(DOCKER) image inspect --format '{{.RepoTags}}: {{.Size}} bytes' $(IMAGE)
 
 sif: ## make docker/wmse-repro.sif for --use-singularity from that image (ARCHIVE=FILE: from a `docker save`)
 	DOCKER="$(DOCKER)" docker/sif.sh $(or $(ARCHIVE),$(IMAGE))
 
-test-containers: $(VENV)/.complete ## build and test the image in Docker and Apptainer (root, or a running Docker)
+test-containers: $(VENV)/.complete ## build and test the image in Docker and Apptainer (WHOLE=1: with the whole quick preset)
 	$(IN_VENV) docker/test.sh $(PYTEST_ARGS)
 
 clean: ## remove what the DAG generated for the current configuration (data and environment stay)

@@ -1,7 +1,8 @@
 """The image with real engines; docker/test.sh prepares them and names what it made in IMAGE, SIF, DOCKER.
 
-A cut-down quick preset runs three times, in Docker, under Apptainer and in this environment, always without a network
-where a container is involved. Everything else is about one property of the image each.
+A cut-down quick preset (with WHOLE=1 the whole one) runs three times, in Docker, under Apptainer and in this
+environment, always without a network where a container is involved. Everything else is about one property of the image
+each.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
+from wmse.config import RunSpec, load_project, read_yaml
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCKER, IMAGE, SIF = (os.environ.get(name, "") for name in ("DOCKER", "IMAGE", "SIF"))
 HOME = "/opt/wmse-repro"
+WHOLE = bool(os.environ.get("WHOLE"))
 OWNER = "4321:8765"  # a user that no system knows
 
 TINY = {
@@ -49,8 +53,11 @@ def config(experiments: list[dict[str, Any]] = EXPERIMENTS, **parameters: Any) -
     return ["--config", "device=cpu", *(f"{key}={json.dumps(value)}" for key, value in settings.items())]
 
 
+SHARED = ["--config", "device=cpu"] if WHOLE else config()  # of the three runs that are compared
+
+
 def execute(command: list[str], **options: Any) -> Run:
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=3600 if WHOLE else 600, **options)
 
 
 def docker(*arguments: str) -> Run:
@@ -107,16 +114,16 @@ def planned(output: str) -> bool:
 
 @pytest.fixture(scope="module")
 def docker_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The small configuration, computed by `docker run`, and what that printed."""
+    """The shared configuration, computed by `docker run`, and what that printed."""
     folder = new_folder(tmp_path_factory.mktemp("docker"), OWNER)
-    return folder, succeeded(in_docker(folder, *config(), data=True))
+    return folder, succeeded(in_docker(folder, *SHARED, data=True))
 
 
 @pytest.fixture(scope="module")
 def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The same in this environment."""
     folder = new_folder(tmp_path_factory.mktemp("plain"))
-    return folder, succeeded(snakemake(folder, *config()))
+    return folder, succeeded(snakemake(folder, *SHARED))
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +134,14 @@ def apptainer_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, st
     poison.mkdir(parents=True)
     (poison / "__init__.py").write_text("raise ImportError('the host leaks into the container')\n")
     environment = {"PYTHONPATH": str(poison.parent)}
-    done = snakemake(folder, "--use-singularity", *config(), f"container={SIF}", env=environment)
+    done = snakemake(folder, "--use-singularity", *SHARED, f"container={SIF}", env=environment)
     return folder, succeeded(done)
+
+
+def shared_runs() -> list[RunSpec]:
+    """The runs of the shared configuration."""
+    given = {key: json.loads(value) for key, value in (entry.split("=", 1) for entry in SHARED[2:])}
+    return load_project(ROOT, {**read_yaml(ROOT / "config.yaml"), **given}).runs
 
 
 def results(folder: Path) -> dict[str, dict[str, Any]]:
@@ -262,7 +275,7 @@ def test_an_unwritable_results_folder_is_one_message(tmp_path: Path) -> None:
 def test_docker_leaves_tables_that_belong_to_the_caller(docker_folder: tuple[Path, str]) -> None:
     folder, printed = docker_folder
     assert "GPU: none, running on the CPU" in printed
-    assert len(results(folder)) == 4
+    assert set(results(folder)) == {spec.run for spec in shared_runs()}
     tables = (folder / "results/tables.md").read_text()
     for run, result in results(folder).items():
         assert run in tables
@@ -335,7 +348,9 @@ def test_docker_stop_writes_a_checkpoint_and_the_next_run_goes_on(tmp_path: Path
 @needs_apptainer
 def test_every_job_runs_in_the_sif(apptainer_folder: tuple[Path, str]) -> None:
     folder, printed = apptainer_folder
-    jobs = 2 + 3 + 4 + 4  # prepare, pretrain, evaluate; tables, claims, plots, dag. `all` has no command
+    specs = shared_runs()
+    # prepare, pretrain, evaluate; tables, claims, plots, dag. `all` has no command
+    jobs = len({spec.benchmark for spec in specs}) + sum(spec.trained for spec in specs) + len(specs) + 4
     assert printed.count("Activating apptainer image") + printed.count("Activating singularity image") == jobs
     commits = {result["provenance"]["commit"] for result in results(folder).values()}
     assert commits == {"test-image"}
@@ -347,7 +362,7 @@ def test_the_same_bits_in_docker_in_apptainer_and_without(
     docker_folder: tuple[Path, str], apptainer_folder: tuple[Path, str], plain_folder: tuple[Path, str]
 ) -> None:
     plain = bits(plain_folder[0])
-    assert len(plain) == 4
+    assert set(plain) == {spec.run for spec in shared_runs()}
     assert bits(docker_folder[0]) == plain
     assert bits(apptainer_folder[0]) == plain
 
@@ -357,13 +372,13 @@ def test_switching_reruns_nothing(
     docker_folder: tuple[Path, str], apptainer_folder: tuple[Path, str], plain_folder: tuple[Path, str]
 ) -> None:
     docker_, apptainer, plain = docker_folder[0], apptainer_folder[0], plain_folder[0]
-    inside = ("--use-singularity", "-n", *config(), f"container={SIF}")
+    inside = ("--use-singularity", "-n", *SHARED, f"container={SIF}")
     assert not planned(succeeded(snakemake(plain, *inside)))
     assert not planned(succeeded(snakemake(docker_, *inside)))
-    assert not planned(succeeded(snakemake(apptainer, "-n", *config())))
-    assert not planned(succeeded(snakemake(docker_, "-n", *config())))
+    assert not planned(succeeded(snakemake(apptainer, "-n", *SHARED)))
+    assert not planned(succeeded(snakemake(docker_, "-n", *SHARED)))
     for folder in (plain, apptainer):
-        assert not planned(succeeded(in_docker(folder, "-n", *config(), data=True)))
+        assert not planned(succeeded(in_docker(folder, "-n", *SHARED, data=True)))
 
 
 @needs_apptainer
