@@ -18,7 +18,7 @@ from torch import Tensor
 
 from wmse import kernels
 from wmse.probes import _batches, _fit_by_loops, _fit_by_tensors
-from wmse.views import ViewParams, ViewRecipe, draw_params, make_view, shift_hue, view_by_tensors
+from wmse.views import SMALLEST, ViewParams, ViewRecipe, draw_params, make_view, shift_hue, view_by_tensors
 
 RECIPE = ViewRecipe(size=24, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 RECIPES = {
@@ -50,11 +50,12 @@ def noise(n: int, h: int, w: int, seed: int = 0) -> Tensor:
 
 
 def differing(images: Tensor, recipe: ViewRecipe, params: ViewParams, sizes: Tensor | None = None) -> int:
-    """How many of the values of the kernel's views differ from the tensors' by more than their last digits."""
+    """How many values of the loops' views differ from the tensors' by more than their last digits: by levels, then."""
     n, _, h, w = images.shape
     pixels = torch.full((n,), h * w) if sizes is None else sizes.prod(dim=1)
     expected = view_by_tensors(images, recipe, params, pixels)
     found = make_view(images, recipe, params, sizes)
+    assert (found - expected).abs().max() < 2.5 / 255 / min(recipe.std)  # a level, and what the blur makes of it
     return int((~torch.isclose(found, expected, rtol=0, atol=1e-6)).sum())
 
 
@@ -74,16 +75,21 @@ def test_a_view_has_the_pixels_that_operations_on_tensors_give(
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(1, 9), st.integers(2, 150), st.integers(2, 70), st.integers(1, 50), st.sampled_from(sorted(RECIPES)),
+    st.integers(1, 9),
+    st.integers(2, 150),
+    st.integers(2, 70),
+    st.integers(SMALLEST, 50),
+    st.sampled_from(sorted(RECIPES)),
     st.integers(0, 2**31),
-)  # fmt: skip
+)
 def test_so_it_is_for_images_of_any_sizes(n: int, h: int, w: int, size: int, name: str, seed: int) -> None:
     recipe = replace(RECIPES[name], size=size)
     sizes = torch.stack([torch.randint(1, side + 1, (n,), generator=seeded(seed)) for side in (h, w)], dim=1)
     images = noise(n, h, w, seed)
     inside = (torch.arange(h)[:, None] < sizes[:, 0, None, None]) & (torch.arange(w) < sizes[:, 1, None, None])
     params = draw_params(n, *sizes.T, recipe, seeded(seed))
-    assert differing(images * inside[:, None], recipe, params, sizes) <= 1
+    # Of images of two or three pixels many sums are ties.
+    assert differing(images * inside[:, None], recipe, params, sizes) <= 1e-3 * n * 3 * size**2 + 1
 
 
 def test_the_hue_of_every_colour_of_a_grid_is_the_tensors() -> None:
@@ -149,7 +155,7 @@ def test_large_outputs_do_not_overflow() -> None:
 ONE_VIEW = """
 import torch
 from wmse.views import ViewRecipe, draw_params, make_view
-recipe = ViewRecipe(size=8)
+recipe = ViewRecipe(size=12)
 images = torch.arange(3 * 12 * 12).remainder(251).to(torch.uint8).view(1, 3, 12, 12)
 print(make_view(images, recipe, draw_params(1, 12, 12, recipe, torch.Generator().manual_seed(0))).sum().item())
 """

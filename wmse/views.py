@@ -1,7 +1,7 @@
 """Random views of images: colour jitter, grayscale, resized crop, flip, blur (paper, Section 5 and Appendix).
 
 The order and the arithmetic are those of the authors' torchvision/PIL pipeline, but every operation takes a whole
-batch: parameters are drawn per image and per view on the CPU (so that one seed means the same views on every device)
+batch (on a CPU, `wmse.kernels` takes one image through all of them, with the same results): parameters are drawn per image and per view on the CPU (so that one seed means the same views on every device)
 and the pixels are computed where the images are. Each operation is a function of tensors.
 
 Shapes: N images, (h, w) input, (H, W) output, channels R, G, B. Pixels are float32 but hold whole grey levels from 0 to
@@ -97,10 +97,18 @@ def make_view(images: Tensor, recipe: ViewRecipe, params: ViewParams, sizes: Ten
     """
     if sizes is None:
         sizes = torch.tensor(images.shape[-2:]).expand(len(images), 2)
-    if not images.is_cuda:
-        return _view_by_loops(images, recipe, params, sizes)
-    pixels = sizes.prod(dim=1).pin_memory().to(images.device, non_blocking=True)
-    return view_by_tensors(images, recipe, params.to(images.device), pixels)
+    pixels = sizes.prod(dim=1)
+    if images.is_cuda:
+        pixels = pixels.pin_memory().to(images.device, non_blocking=True)
+        return view_by_tensors(images, recipe, params.to(images.device), pixels)
+    if recipe.size < SMALLEST:
+        return view_by_tensors(images, recipe, params, pixels)
+    return _view_by_loops(images, recipe, params, sizes)
+
+
+# Side of the smallest views that the loops make. MKL adds up the sums of smaller ones in other orders, so that one in
+# ten thousand of their pixels would be rounded the other way; of 75 million values of larger ones not one differed.
+SMALLEST = 12
 
 
 def view_by_tensors(images: Tensor, recipe: ViewRecipe, params: ViewParams, pixels: Tensor) -> Tensor:
