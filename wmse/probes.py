@@ -158,7 +158,8 @@ def _fit_by_loops(
 ) -> tuple[Tensor, Tensor]:
     """The weight (c, f) and bias (c,) after the batches, on the CPU.
 
-    A row is fetched once for the outputs and the gradient: with 10 classes and 512 features half of the tensors' time per core.
+    A row is fetched once for the outputs and the gradient: with 10 classes and 512 features half of the
+    tensors' time per core.
     """
     from wmse import kernels  # not needed on a GPU, and slow to import
 

@@ -1,8 +1,9 @@
 """Random views of images: colour jitter, grayscale, resized crop, flip, blur (paper, Section 5 and Appendix).
 
 The order and the arithmetic are those of the authors' torchvision/PIL pipeline, but every operation takes a whole
-batch (on a CPU, `wmse.kernels` takes one image through all of them, with the same results): parameters are drawn per image and per view on the CPU (so that one seed means the same views on every device)
-and the pixels are computed where the images are. Each operation is a function of tensors.
+batch: parameters are drawn per image and per view on the CPU (so that one seed means the same views on every device)
+and the pixels are computed where the images are. Each operation is a function of tensors; on a CPU, `wmse.kernels`
+takes one image after the other through all of them, with the same results.
 
 Shapes: N images, (h, w) input, (H, W) output, channels R, G, B. Pixels are float32 but hold whole grey levels from 0 to
 255: every operation rounds where PIL's does, so that a view differs from PIL's by a level here and there.
