@@ -3,7 +3,8 @@
 On a CPU, operations on tensors stream every intermediate result through the caches. Here an image, or four rows of
 features, goes through all operations while it is in the innermost one: views take 0.4 (32 pixels) to 0.16 (from 96 to
 64) of the time per core, steps of the linear probe half of it. Nothing here draws or decides anything: `wmse.views`
-and `wmse.probes` call it, say what is computed, and hold the same arithmetic as operations on tensors, for GPUs and as the tests' reference.
+and `wmse.probes` call it, say what is computed, and hold the same arithmetic as operations on tensors, for GPUs and as
+the tests' reference.
 
 Functions of numpy arrays. Importing this module takes 0.3 s, so it is imported where a kernel is due. Arithmetic is
 strict IEEE but in PRODUCT, whose multiplications and additions are fused, and in SUMS, whose order is the compiler's.
