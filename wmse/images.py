@@ -19,7 +19,7 @@ from wmse.config import RunSpec
 from wmse.datasets import Source, Split
 from wmse.errors import DataError
 from wmse.streams import stream
-from wmse.views import CHUNK_PIXELS, ViewRecipe, draw_params, make_view, normalize, resize_center_crop
+from wmse.views import ViewRecipe, draw_params, make_view, normalize, resize_center_crop
 
 RESIDENT_SHARE = 0.5  # of a GPU's free memory that the images may take
 
@@ -120,9 +120,7 @@ class FileImages:
         side = self.recipe.size
         views = [torch.empty(len(index), 3, side, side, device=self.device) for _ in range(d)]
         # Alone they would cost the overhead of every operation, all together the padding to the largest.
-        area = int(sizes.prod(dim=1).float().mean())
-        chunk = GPU_CHUNK if self.device.type == "cuda" else max(1, CHUNK_PIXELS // area)
-        for rows in _chunks_of_like_size(sizes, chunk):
+        for rows in _chunks_of_like_size(sizes, CHUNK):
             padded = _pad([images[i] for i in rows.tolist()]).to(self.device, non_blocking=True)
             for out, params in zip(views, drawn, strict=True):
                 out[rows.to(self.device)] = make_view(padded, self.recipe, params[rows], sizes[rows])
@@ -147,7 +145,7 @@ class FileImages:
         return torch.cat([future.result() for future in futures]).to(self.device, non_blocking=True)
 
 
-GPU_CHUNK = 64  # images of about the same size that a GPU augments together
+CHUNK = 64  # images of about the same size that are padded and augmented together
 
 
 def _chunks_of_like_size(sizes: Tensor, chunk: int) -> tuple[Tensor, ...]:
