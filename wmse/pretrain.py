@@ -26,7 +26,7 @@ from wmse.config import RunSpec, paper_differences
 from wmse.datasets import SOURCES, Prepared
 from wmse.errors import CheckpointError, ConfigError, TrainingError
 from wmse.features import extract
-from wmse.files import exclusive_lock, write_json, write_text
+from wmse.files import digests, exclusive_lock, write_sealed_json, write_text
 from wmse.images import open_images
 from wmse.methods import StepOutput, build_method
 from wmse.optim import build_optimizer, learning_rate
@@ -397,7 +397,8 @@ def pretrain(
             raise Stopped(stopped.step, received[0]) from None
         write_text(out / HISTORY, history_csv(history))
         save_encoder(out / ENCODER, trainer.method.encoder, spec, data.digest)
-        write_json(out / PRETRAINED, summary(trainer, preset))
+        files = digests(out, ENCODER, HISTORY)
+        write_sealed_json(out / PRETRAINED, {**summary(trainer, preset), "files": files})
 
 
 def summary(trainer: Trainer, preset: str) -> dict[str, Any]:
