@@ -85,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("runs", nargs="*", type=Path, metavar="DIRECTORY", help="directories with a result.json")
     command.add_argument("--out", type=Path, default=Path("results"))
     command.add_argument("--only", choices=["tables", "claims", "plots"], help="default: all")
+    _add_data_root(command)
     command.set_defaults(command=run_report)
 
     command = commands.add_parser(
@@ -221,7 +222,9 @@ def run_report(options: argparse.Namespace, log: Log) -> None:
     from wmse.report import build_report, write_claims, write_plots, write_tables
 
     parts = {"tables": write_tables, "claims": write_claims, "plots": write_plots}
-    parts.get(options.only, build_report)(options.runs, options.out)
+    left_out = parts.get(options.only, build_report)(options.runs, options.out, options.data_root)
+    for line in left_out:
+        log(f"wmse: left out: {line}", file=sys.stderr)
 
 
 def run_dag(options: argparse.Namespace, log: Log) -> None:
