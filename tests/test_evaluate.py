@@ -84,9 +84,7 @@ def test_another_runs_encoder_or_data_is_refused(data: FakeData, tmp_path: Path)
     save_encoder(tmp_path / "encoder.safetensors", Encoder(width=4), tiny_spec(lr=0.5), data.digest)
     with pytest.raises(CheckpointError, match=r"encoder\.safetensors: the encoder of cifar10/wmse-2/seed0-"):
         load_encoder(tmp_path / "encoder.safetensors", Encoder(width=4), spec)
-    with pytest.raises(
-        CheckpointError, match=r"encoder\.safetensors: is not the encoder that pretrain\.json"
-    ):
+    with pytest.raises(CheckpointError, match=r"encoder\.safetensors: is not the encoder that pretrain\.json"):
         evaluate(spec, data, tmp_path, CPU, **SILENT)
     (tmp_path / "encoder.safetensors").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match=r"encoder\.safetensors: not a readable encoder"):

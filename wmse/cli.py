@@ -101,6 +101,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--quiet", action="store_true", help="print only what failed")
     command.set_defaults(command=run_selfcheck)
 
+    command = commands.add_parser("verify", help="hash data, checkpoints, encoders and results again: what is damaged?")
+    command.add_argument("runs", nargs="*", type=Path, metavar="DIRECTORY", help="runs (default: all in --results)")
+    command.add_argument("--results", type=Path, default=Path("results"))
+    _add_data_root(command)
+    command.set_defaults(command=run_verify)
+
     for command in commands.choices.values():
         command.add_argument("--log", type=Path, help="a file that gets every line of output as well")
     return parser
@@ -240,6 +246,17 @@ def run_selfcheck(options: argparse.Namespace, log: Log) -> int:
     if failed:
         raise WmseError(f"selfcheck: {failed} of the checks failed")
     return 0
+
+
+def run_verify(options: argparse.Namespace, log: Log) -> None:
+    from wmse.verify import verify
+
+    findings = verify(options.runs, options.data_root, options.results)
+    for line in findings.problems:
+        log(line)
+    if findings.problems:
+        raise WmseError(findings.summary())
+    log(findings.summary())
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------

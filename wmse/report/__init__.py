@@ -3,9 +3,9 @@
 `results` reads and checks runs, `paper` reads the paper's numbers, `compare` puts the two side by side, `tables` and
 `plots` print them, `claims` judges. A new table is a block in wmse/experiments.yaml, a new claim one in claims.yaml; a
 new figure is a function that is added to `compose_plots`.
-Everything is composed before anything is written: an error leaves an older report as it was. A result that is damaged or
-does not fit is no error but left out, and every page says so first: the weeks of other runs stay readable, and no number
-is read that cannot be vouched for.
+Everything is composed before anything is written: an error leaves an older report as it was. A result that is damaged
+or does not fit is no error but left out, and every page says so first: the weeks of other runs stay readable, and no
+number is read that cannot be vouched for.
 """
 
 from __future__ import annotations

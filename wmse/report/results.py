@@ -177,10 +177,8 @@ def _of_other_data(runs: Iterable[Run], data_root: Path | None) -> dict[str, Dat
                 right, source = load(benchmark, data_root).digest, f"the prepared data in {data_root} has"
         for run in members:
             if run.data_digest != right:
-                errors[run.name] = DataError(
-                    f"{run.path / RESULT}: was computed on data with digest {run.data_digest}, {source} {right}".rstrip()
-                    + ": prepare the published data and run it again"
-                )
+                reason = f"was computed on data with digest {run.data_digest}, {source} {right}".rstrip()
+                errors[run.name] = DataError(f"{run.path / RESULT}: {reason}; prepare the data and run it again")
     return errors
 
 
