@@ -22,10 +22,14 @@ from wmse.methods import build_encoder
 from wmse.pretrain import PRETRAINED
 from wmse.probes import knn_accuracy, linear_accuracy
 from wmse.provenance import peak_memory_bytes, provenance
-from wmse.runtime import Runtime
+from wmse.runtime import Runtime, out_of_memory
 from wmse.streams import stream, stream_seed
 
 RESULT = "result.json"
+MEMORY_REMEDY = (
+    "The features of all images are held at once: evaluate on a machine with more memory, or on the CPU (device: cpu). "
+    "The training is not affected"
+)
 
 
 def evaluate(
@@ -51,10 +55,11 @@ def _evaluate(
 ) -> dict[str, Any]:
     started = time.perf_counter()
     pretrained = _read_pretrained(out, spec, data) if spec.trained else {}
-    train, test = features(spec, data, out, runtime)
-    seconds = time.perf_counter() - started
-    log(f"{spec.run}: features {tuple(train.shape)} and {tuple(test.shape)} in {seconds:.1f} s")
-    metrics = probe(spec, data, train, test)
+    with out_of_memory(lambda: f"{spec.run}: evaluation", runtime.device, MEMORY_REMEDY):
+        train, test = features(spec, data, out, runtime)
+        seconds = time.perf_counter() - started
+        log(f"{spec.run}: features {tuple(train.shape)} and {tuple(test.shape)} in {seconds:.1f} s")
+        metrics = probe(spec, data, train, test)
     log(", ".join(f"{name} {value:.2f} %" for name, value in metrics.items() if value is not None))
     result = {
         "format": 1,

@@ -42,6 +42,12 @@ def atomic_path(target: Path) -> Iterator[Path]:
         os.close(directory)
 
 
+def remove_temporaries(target: Path) -> None:
+    """Remove what killed writers of `target` (its name may be a pattern) left; for the holder of the folder's lock."""
+    for leftover in target.parent.glob(f".{target.name}.*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
 def write_text(target: Path, text: str) -> None:
     """Write `text` atomically."""
     with atomic_path(target) as temporary:

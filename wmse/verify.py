@@ -20,7 +20,7 @@ from wmse.files import content_digest, file_digest
 from wmse.report.results import RESULT
 
 PRETRAINED, ENCODER = "pretrain.json", "encoder.safetensors"
-CHECKPOINT = re.compile(r"step-\d{9}-([0-9a-f]{16})\.pt")
+CHECKPOINT = re.compile(r"step-\d{9,}-([0-9a-f]{16})\.pt")
 AGAIN = "remove it and run `snakemake --cores all` (or `wmse pretrain`), which continues from the last checkpoint"
 EVALUATE_AGAIN = "remove it and run `snakemake --cores all` (or `wmse evaluate`)"
 
