@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import wmse
-from wmse.errors import STOPPED_EXIT, ConfigError, WmseError
+from wmse.errors import STOPPED_EXIT, ConfigError, WmseError, explain
 
 if TYPE_CHECKING:
     from wmse.config import RunSpec
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        Log(None)(f"wmse: error: {error}", file=sys.stderr)
+        Log(None)(f"wmse: error: {explain(error)}", file=sys.stderr)
         return 1
 
 
@@ -119,16 +120,34 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 class Log:
-    """Prints lines, and appends them to a file if there is one."""
+    """Prints lines, and appends them to a file if there is one.
+
+    A line that cannot be written, as on a full disk, ends no training: results report their own failures. A warning
+    says so once, where it still can.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
+        self.warned = False
 
     def __call__(self, line: str, file: TextIO | None = None) -> None:
-        print(line, file=file or sys.stdout, flush=True)
+        with self._tolerate("the output"):
+            print(line, file=file or sys.stdout, flush=True)
         if self.path:
-            with open(self.path, "a", encoding="utf-8") as log:
+            with self._tolerate(self.path), open(self.path, "a", encoding="utf-8") as log:
                 log.write(line + "\n")
+
+    @contextlib.contextmanager
+    def _tolerate(self, where: Path | str) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if not self.warned:
+                self.warned = True
+                with contextlib.suppress(OSError):
+                    print(f"wmse: warning: {where}: {error.strerror}; going on without it", file=sys.stderr, flush=True)
 
 
 def _add_data_root(command: argparse.ArgumentParser) -> None:

@@ -35,6 +35,7 @@ from wmse.checkpoint import (
 from wmse.config import RunSpec, paper_differences
 from wmse.datasets import SOURCES, Prepared
 from wmse.errors import CheckpointError, ConfigError, TrainingError
+from wmse.events import EventFile
 from wmse.features import extract
 from wmse.files import digests, exclusive_lock, remove_temporaries, write_sealed_json, write_text
 from wmse.images import open_images
@@ -165,7 +166,9 @@ class Trainer:
         """Train to the end (from the checkpoint, if there is one); returns the history."""
         self._restore()
         progress, self.saved_at = self.progress, time.monotonic()
-        with self._tensorboard() as board, self._bar() as bar:
+        # Events after the checkpoint belong to steps that are now repeated.
+        board = EventFile(self.out / "tensorboard", progress.step or None, self._say)
+        with self._bar() as bar:
             if progress.unevaluated:
                 self._finish_epoch(board)
             while progress.step < self.total_steps:
@@ -240,7 +243,7 @@ class Trainer:
         )
         progress.unevaluated = asdict(record)
 
-    def _finish_epoch(self, board: Any) -> None:
+    def _finish_epoch(self, board: EventFile) -> None:
         """Evaluate if it is due, and add a line to every record; a stop in the evaluation leaves all of this to do."""
         spec, progress = self.spec, self.progress
         record = EpochRecord(**progress.unevaluated)
@@ -250,9 +253,8 @@ class Trainer:
         progress.unevaluated = None
         progress.history.append(asdict(record))
         write_text(self.out / HISTORY, history_csv(progress.history))
-        for name, value in asdict(record).items():
-            if value is not None and name not in ("epoch", "step"):
-                board.add_scalar(name, value, record.step)
+        scalars = {name: value for name, value in asdict(record).items() if value is not None}
+        board.add_scalars({name: scalars[name] for name in scalars if name not in ("epoch", "step")}, record.step)
         knn = f", 5-nn {record.knn5_top1:.2f} %" if record.knn5_top1 is not None else ""
         self._say(
             f"epoch {record.epoch}/{spec.epochs}, step {record.step}, loss {record.loss:.4f}, lr {record.lr:.2e}, "
@@ -280,15 +282,6 @@ class Trainer:
         return knn_accuracy(
             features[0], train_labels, features[1], test_labels, self.spec.knn_k, between=self._stop_if_asked
         )
-
-    @contextmanager
-    def _tensorboard(self) -> Iterator[Any]:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-        folder = self.out / "tensorboard"
-        # Events after the checkpoint belong to steps that are now repeated.
-        with SummaryWriter(str(folder), purge_step=self.progress.step or None) as board:
-            yield board
 
     @contextmanager
     def _bar(self) -> Iterator[Any]:

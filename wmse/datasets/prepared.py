@@ -205,12 +205,16 @@ def write_listing(source: Source, data_root: Path, listing: Listing) -> None:
 
 
 class _ArrayWriter:
-    """Fills one `.npy` file from front to back and hashes what goes in."""
+    """Fills one `.npy` file from front to back and hashes what goes in.
+
+    With plain writes: through a memory map, a disk that is full would kill the process (SIGBUS).
+    """
 
     def __init__(self, path: Path, shape: tuple[int, ...], what: str) -> None:
         self.shape = shape
         self._what = what
-        self._array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+        self._file = open(path, "wb")  # noqa: SIM115 (closed by close())
+        np.lib.format.write_array_header_1_0(self._file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         self._hash = hashlib.sha256()
         self._filled = 0
         self._labels: list[np.ndarray] = []
@@ -223,7 +227,7 @@ class _ArrayWriter:
         if images.dtype != np.uint8 or images.shape[1:] != self.shape[1:] or len(images) != len(labels):
             raise DataError(f"{self._what}: images of shape {images.shape}, expected (n, {self.shape[1:]})")
         block = np.ascontiguousarray(images)
-        self._array[self._filled : stop] = block
+        self._file.write(block)
         self._hash.update(block)
         self._labels.append(labels.astype(np.int64))
         self._filled = stop
@@ -233,9 +237,8 @@ class _ArrayWriter:
         return np.concatenate(self._labels) if self._labels else np.empty(0, np.int64)
 
     def close(self) -> str:
-        """Flush to disk and return the sha256 of the pixels."""
-        self._array.flush()
-        del self._array
+        """Close the file and return the sha256 of the pixels."""
+        self._file.close()
         return self._hash.hexdigest()
 
 
@@ -251,7 +254,7 @@ def _fresh_folder(source: Source, data_root: Path) -> Path:
 
 def _check_space(source: Source, folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
-    if free < needed:  # a full disk would kill the process: the arrays are written through memory maps
+    if free < needed:  # say so now, not after a download and minutes of reading
         raise DataError(f"{folder}: {source.name} needs {needed / 1e9:.1f} GB, only {free / 1e9:.1f} GB are free")
 
 

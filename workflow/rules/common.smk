@@ -57,7 +57,9 @@ def forget_killed_run():
     if holder:
         logger.warning(f"{RESULTS}: at work here is {holder}")
     elif any(locks.glob("*")):
-        logger.warning(f"{RESULTS}: the last run here was killed; going on from where it was")
+        logger.warning(
+            f"{RESULTS}: the last run here was killed; going on from where it was"
+        )
         shutil.rmtree(locks, ignore_errors=True)
 
 
