@@ -25,14 +25,19 @@ def atomic_path(target: Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        durable_rename(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def durable_rename(source: Path, target: Path) -> None:
+    """Rename a complete file over `target` in its folder: a power cut leaves the old content or the new one."""
+    with open(source, "rb") as file:
+        os.fsync(file.fileno())
+    source.replace(target)
     directory = os.open(target.parent, os.O_RDONLY)
     try:
-        os.fsync(directory)  # the rename itself must survive a power cut
+        os.fsync(directory)  # the rename itself must survive as well
     finally:
         os.close(directory)
 
