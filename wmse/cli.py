@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import sys
@@ -21,21 +23,26 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors that a user can act on become one message and exit status 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     parser = build_parser()
     options = parser.parse_args(arguments)
     try:
         if options.log:
             options.log.parent.mkdir(parents=True, exist_ok=True)
         return options.command(options, Log(options.log)) or 0
-    except WmseError as error:
-        Log(options.log)(f"wmse: error: {error}", file=sys.stderr)
-        return 1
     except BrokenPipeError:  # the reader of our output has gone, e.g. `wmse runs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        Log(None)(f"wmse: error: {error}", file=sys.stderr)
-        return 1
+    except (WmseError, OSError) as error:
+        message = f"wmse: error: {error}"
+    except KeyboardInterrupt:
+        Log(None)("wmse: interrupted; the same command starts again", file=sys.stderr)
+        return 130
+    with contextlib.suppress(OSError):  # of the log, which may be the error itself: it has been printed before that
+        Log(options.log)(message, file=sys.stderr)
+    return 1
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -114,7 +121,7 @@ class Log:
     def __call__(self, line: str, file: TextIO | None = None) -> None:
         print(line, file=file or sys.stdout, flush=True)
         if self.path:
-            with open(self.path, "a", encoding="utf-8") as log:
+            with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as log:
                 log.write(line + "\n")
 
 
@@ -151,6 +158,9 @@ def run_list(options: argparse.Namespace, log: Log) -> None:
 
 
 def run_estimate(options: argparse.Namespace, log: Log) -> None:
+    for name, value in (("--watts", options.watts), ("--seconds", options.seconds)):
+        if value is not None and not 0 < value <= 1e6:
+            raise ConfigError(f"{name}: must be above 0 and at most 1,000,000, got {value}")
     project = _project(options)
     from wmse.estimate import WarmUp, estimate, notes, table, total
     from wmse.power import PowerMeter
@@ -227,7 +237,7 @@ def run_report(options: argparse.Namespace, log: Log) -> None:
 def run_dag(options: argparse.Namespace, log: Log) -> None:
     from wmse.report import write_dag
 
-    write_dag(sys.stdin.read(), _json_object("--jobs", options.jobs), options.out)
+    write_dag(sys.stdin.buffer.read().decode("utf-8", "replace"), _json_object("--jobs", options.jobs), options.out)
 
 
 def run_selfcheck(options: argparse.Namespace, log: Log) -> int:
@@ -268,7 +278,7 @@ def _selected_run(options: argparse.Namespace) -> tuple[RunSpec, Path, str]:
 def _json_object(option: str, text: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{option}: not valid JSON ({error})") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{option}: must be a JSON object")

@@ -9,7 +9,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from wmse.errors import DataError
 from wmse.report.paper import METRICS
 
 FORMAT = 1
+MOST = 1e18  # of any number in a result: views, bytes, seconds and everything else stay far below
 BASELINES = tuple(recipes()["baselines"])  # never trained: no pretraining record, no history
 HISTORY_COLUMNS = ("epoch", "seconds", "loss", "knn5_top1", "embedding_std", "effective_rank")
 # A result that is older than a parameter was computed with what is now the parameter's default.
@@ -223,18 +224,30 @@ class _Checked:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_reject_constant)
+        content = json.loads(
+            file.read_text(encoding="utf-8"), parse_constant=_reject, parse_float=_number(float), parse_int=_number(int)
+        )
     except FileNotFoundError:
         raise DataError(f"{file} does not exist: evaluate the run first, or leave it out of the report") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: cannot be read as JSON ({error}); evaluate the run again") from None
     if not isinstance(content, dict):
         raise DataError(f"{file}: must hold a JSON object; evaluate the run again")
     return content
 
 
-def _reject_constant(name: str) -> float:
-    raise ValueError(f"it holds {name}, which is not a number")
+def _reject(text: str) -> float:
+    raise ValueError(f"it holds {text[:40]}, which is not a number of a result")
+
+
+def _number(kind: type) -> Callable[[str], float]:
+    """A parser of numbers that refuses what no run can measure, and arithmetic would overflow on."""
+
+    def parse(text: str) -> float:
+        value = kind(text) if len(text) < 40 else math.inf
+        return value if abs(value) < MOST else _reject(text)
+
+    return parse
 
 
 def _differences(content: _Checked) -> dict[str, dict[str, Any]] | None:
