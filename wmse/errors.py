@@ -5,8 +5,15 @@ and exits with a non-zero status.
 """
 
 
+LONGEST_MESSAGE = 4000  # characters; what a damaged file holds may be longer
+
+
 class WmseError(Exception):
     """Base of all errors that are reported to the user as one message."""
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return message if len(message) <= LONGEST_MESSAGE else message[: LONGEST_MESSAGE - 3] + "..."
 
 
 class ConfigError(WmseError):

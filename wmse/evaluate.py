@@ -84,10 +84,12 @@ def _read_pretrained(out: Path, spec: RunSpec, data: Prepared) -> dict[str, Any]
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         found, digest = content["spec_hash"], content["data"]["digest"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error!r}): run the pretraining of {spec.run} first") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error!r:.200}): run the pretraining of {spec.run} first"
+        ) from None
     if found != spec.hash:
-        raise CheckpointError(f"{path}: belongs to a run with hash {found[:8]}, not to {spec.run}")
+        raise CheckpointError(f"{path}: belongs to a run with hash {found!s:.8}, not to {spec.run}")
     if digest != data.digest:
         raise CheckpointError(f"{path}: was trained on data with digest {digest}, the prepared data has {data.digest}")
     return content

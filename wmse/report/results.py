@@ -35,6 +35,14 @@ DIAGNOSTICS = {
     "ms_per_step": ("ms / step", 0),
     "views": ("views", 0),
 }
+# What older results, baselines or other machines lack.
+OPTIONAL = {
+    **{f"pretrain.{name}": float for name in ("steps", "views", "embedding_std", "effective_rank")},
+    "evaluation.wall_seconds": float,
+    "provenance.hardware.cpu": str,
+    "provenance.hardware.cores": int,
+    "provenance.hardware.gpu": str,
+}
 REQUIRED_METRICS = ("linear_top1", "knn5_top1")
 # Keys a reader looks at first when specs of one cell differ.
 FIRST_KEYS = ("epochs", "width", "batch_size", "d")
@@ -162,6 +170,9 @@ def load_run(directory: Path) -> Run:
         provenance=content.get("provenance", dict),
     )
     _check_provenance(content)
+    for key, kind in OPTIONAL.items():
+        if content.has(key):
+            content.get(key, kind, none=True)
     _check_identity(run, content)
     return run
 
@@ -208,18 +219,30 @@ class _Checked:
     def error(self, key: str, problem: str) -> DataError:
         return DataError(f"{self.file}: key '{key}' {problem}; evaluate the run again to write the file anew")
 
+    def has(self, key: str) -> bool:
+        return self._find(key) is not _MISSING
+
     def get(self, key: str, kind: type, none: bool = False) -> Any:
-        value: Any = self.content
-        for part in key.split("."):
-            if not isinstance(value, dict) or part not in value:
-                raise self.error(key, "is missing")
-            value = value[part]
+        value = self._find(key)
+        if value is _MISSING:
+            raise self.error(key, "is missing")
         if value is None and none:
             return None
         kinds = (int, float) if kind is float else (kind,)
         if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
             raise self.error(key, f"must be of type {kind.__name__}, not {json.dumps(value)[:60]}")
         return value
+
+    def _find(self, key: str) -> Any:
+        value: Any = self.content
+        for part in key.split("."):
+            if not isinstance(value, dict) or part not in value:
+                return _MISSING
+            value = value[part]
+        return value
+
+
+_MISSING = object()
 
 
 def _read_json(file: Path) -> dict[str, Any]:
