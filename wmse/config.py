@@ -497,7 +497,8 @@ def load_project(root: Path, config: Mapping[str, Any] | None = None) -> Project
 
 def _check_path(key: str, path: str) -> None:
     try:
-        usable = b"\0" not in os.fsencode(path)
+        name = os.fsencode(path)
+        usable = b"\0" not in name and len(name) <= 2000 and all(len(part) <= 255 for part in name.split(b"/"))
     except UnicodeEncodeError:
         usable = False
     if not usable:

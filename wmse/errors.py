@@ -4,7 +4,6 @@ Every message names the file or key that is wrong and says what to do; the comma
 and exits with a non-zero status.
 """
 
-
 LONGEST_MESSAGE = 4000  # characters; what a damaged file holds may be longer
 
 
