@@ -476,7 +476,12 @@ def load_project(root: Path, config: Mapping[str, Any] | None = None) -> Project
         ConfigError: one message that names the key and what is allowed.
     """
     workflow = root / "workflow"
-    config = plain_values(dict(read_yaml(root / "config.yaml") if config is None else config))
+    config = read_yaml(root / "config.yaml") if config is None else dict(config)
+    try:
+        count_values(config, {})
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"configuration: {error}") from None
+    config = plain_values(config)
     presets = {path.stem: path for path in sorted((workflow / "presets").glob("*.yaml"))}
     name = config.get("preset", "quick")
     if not isinstance(name, str) or name not in presets:
@@ -540,7 +545,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
-        _check_expansion(node, {})
+        count_values(node, {})
         content = None if node is None else loader.construct_document(node)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
@@ -554,20 +559,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content or {}
 
 
-def _check_expansion(node: yaml.Node | None, sizes: dict[int, int]) -> int:
-    """Values below `node` with aliases written out; ValueError if they are too many, or one contains itself.
+def count_values(value: Any, sizes: dict[int, int]) -> int:
+    """Values inside `value`, plain or nodes of YAML, with every alias written out; `sizes` is filled on the way.
 
-    Without this, nine lines of aliases of aliases would fill the memory.
+    Without this, nine lines of aliases of aliases would fill the memory. ValueError if they are too many, or if one
+    contains itself.
     """
-    if not isinstance(node, yaml.CollectionNode):
+    inside = value.value if isinstance(value, yaml.CollectionNode) else value
+    if not isinstance(inside, list | dict):
         return 1
-    if id(node) not in sizes:
-        sizes[id(node)] = MOST_VALUES  # while it is being counted: whoever contains itself has too many
-        children = [child for pair in node.value for child in (pair if isinstance(pair, tuple) else (pair,))]
-        sizes[id(node)] = 1 + sum(_check_expansion(child, sizes) for child in children)
-    if sizes[id(node)] > MOST_VALUES:
-        raise ValueError(f"more than {MOST_VALUES:,} values, or an alias that contains itself")
-    return sizes[id(node)]
+    if id(value) not in sizes:
+        sizes[id(value)] = MOST_VALUES  # while it is being counted: whoever contains itself has too many
+        pairs = inside.items() if isinstance(inside, dict) else inside
+        items = [item for pair in pairs for item in (pair if isinstance(pair, tuple) else (pair,))]
+        sizes[id(value)] = 1 + sum(count_values(item, sizes) for item in items)
+    if sizes[id(value)] > MOST_VALUES:
+        raise ValueError(f"more than {MOST_VALUES:,} values, or one that contains itself")
+    return sizes[id(value)]
 
 
 def validate(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> None:

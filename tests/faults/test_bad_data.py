@@ -204,6 +204,16 @@ def test_a_pickle_that_would_fill_the_memory_is_refused(tmp_path: Path, what: st
     assert "data_batch_1" in confined(READ_CIFAR, tmp_path)
 
 
+@pytest.mark.parametrize("label", [10, 255, 256, -1, 2.0, True, "3", None, [3], 10**30])
+def test_a_label_that_is_none_of_the_classes_is_refused(tmp_path: Path, label: Any, counts: Counter[str]) -> None:
+    counts["inputs"] += 1
+    folder = write_cifar("cifar10", "python", tmp_path / "cifar10/raw")
+    batch = {b"data": np.zeros((10, 3072), np.uint8), b"labels": [*range(9), label]}
+    put(folder / "test_batch", pickle.dumps(batch))
+    with pytest.raises(DataError, match=r"test has a label outside 0\.\.9|test_batch: expected .* whole numbers"):
+        run(cifar_source("cifar10"), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("write", "module", "source", "form", "name"),
     [

@@ -684,6 +684,21 @@ def test_fuzzed_configurations(fuzz: Any) -> None:
     fuzz(check, changed(CONFIG), few=150, many=2000, examples=examples)
 
 
+@pytest.mark.parametrize("text", ["LAUGHS", "MERGES"])
+def test_aliases_of_aliases_are_refused_before_they_are_written_out(
+    tmp_path: Path, text: str, counts: Counter[str]
+) -> None:
+    counts["inputs"] += 2
+    path = put(tmp_path / "config.yaml", globals()[text])
+    message = str(outcome(lambda: read_yaml(path)))
+    assert "config.yaml: not valid YAML: more than 100,000 values" in message
+    as_snakemake_reads_it: Any = [0] * 9
+    for _ in range(9):
+        as_snakemake_reads_it = [as_snakemake_reads_it] * 9
+    message = str(outcome(lambda: load_project(ROOT, {"seeds": as_snakemake_reads_it})))
+    assert "configuration: more than 100,000 values" in message
+
+
 def test_fuzzed_parameters(fuzz: Any) -> None:
     keys = st.sampled_from([*RANGES, "whitening", "normalize", "optimizer", "variant", "method", "schedule"])
 
@@ -830,7 +845,7 @@ def test_devices_that_are_not_there_are_one_message(device: str, counts: Counter
         assert isinstance(outcome(lambda: resolve(device)), WmseError)
 
 
-def test_fuzzed_rule_graphs(tmp_path: Path, fuzz: Any) -> None:
+def test_fuzzed_rule_graphs(tmp_path: Path, fuzz: Any, commands: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def check(content: bytes) -> None:
         def act() -> None:
             rules, edges = parse_dot(content.decode("utf-8", "replace"))
@@ -844,6 +859,9 @@ def test_fuzzed_rule_graphs(tmp_path: Path, fuzz: Any) -> None:
     circle = GRAPH.replace("3 -> 0", "3 -> 0\n0 -> 2")
     examples = [circle, GRAPH.replace("3 -> 0", "3 -> 9"), GRAPH.replace("3 -> 0", "0 -> 0"), dense, many * 2, ""]
     fuzz(check, mutated(GRAPH.encode()), few=100, many=1000, examples=[text.encode() for text in examples])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff" + GRAPH.encode())))
+    commands(["dag"])
+    assert (tmp_path / "results/plots/dag.svg").exists()
     jobs = st.dictionaries(st.sampled_from(["all", "tables", "x"]), VALUES, max_size=2)
     labels = GRAPH.replace('"tables"', '"$x^$"')
     fuzz(lambda jobs: outcome(lambda: write_dag(labels, jobs, tmp_path)), jobs, few=3, many=30)

@@ -24,7 +24,7 @@ from wmse.errors import DataError
 # What reading a damaged archive raises (lzma and bz2 never occur here).
 _DAMAGE = (
     *(EOFError, OSError, tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error),
-    *(NotImplementedError, RuntimeError, ValueError, LookupError, ArithmeticError, MemoryError),
+    *(NotImplementedError, RuntimeError, ValueError, LookupError, ArithmeticError),
 )
 _EXTRA_HEADER = 1 << 16  # bytes of a tar header of variable length (long names, dates), which is read at one go
 _EXTRA_TYPES = (*tarfile.GNU_TYPES, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
@@ -320,6 +320,8 @@ def _readable(what: Path | str) -> Iterator[None]:
     """Turn what reading a damaged archive raises into one DataError."""
     try:
         yield
+    except MemoryError:
+        raise DataError(f"{what}: there is too little memory to read it") from None
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk is full or may not be read
             raise DataError(f"{what}: {error}") from error

@@ -51,7 +51,6 @@ def layers(rules: list[str], edges: list[tuple[str, str]]) -> dict[str, int]:
 
 def direct(edges: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """The edges that no longer path says already (the transitive reduction of an acyclic graph)."""
-
     reached = {rule: _reached(edges, rule) for edge in edges for rule in edge}
     return [
         (before, after)
