@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import gzip
+import hashlib
 import io
 import json
 import math
 import os
 import pickle
 import signal
+import socket
 import string
 import struct
 import sys
@@ -48,6 +50,7 @@ from test_datasets import (
     write_stl10,
     write_tiny,
 )
+from test_download import CONTENT, Server, whole
 from test_report import GRAPH, make_run
 
 import wmse.evaluate
@@ -57,6 +60,7 @@ from wmse.config import RANGES, RunSpec, load_project, make_spec, read_yaml
 from wmse.datasets import cifar, fashion_mnist, stl10, tiny_imagenet
 from wmse.datasets.archives import FolderFiles, extract_class_tars, open_raw
 from wmse.datasets.decode import decode_image
+from wmse.datasets.download import download
 from wmse.datasets.prepared import load_prepared
 from wmse.datasets.source import Archive
 from wmse.errors import LONGEST_MESSAGE, DataError, WmseError
@@ -301,6 +305,47 @@ def test_fuzzed_idx_files(tmp_path: Path, fuzz: Any) -> None:
         check, mutated(good, b"").map(lambda c: gzip.compress(c, 1)), few=60, many=500, examples=[gzip.compress(wraps)]
     )
     fuzz(check, mutated(gzip.compress(good)), few=60, many=500)
+
+
+# --- downloads --------------------------------------------------------------------------------------------------------
+
+FILE = CONTENT[:2000]
+ANSWERS = [
+    b"HTTP/1.0 200 OK\r\nContent-Type: application/gzip\r\nContent-Length: 2000\r\n\r\n" + FILE,
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7d0\r\n" + FILE + b"\r\n0\r\n\r\n",
+    b"HTTP/1.0 206 Partial Content\r\nContent-Range: bytes 500-1999/2000\r\n\r\n" + FILE[500:],
+    b"HTTP/1.0 302 Found\r\nLocation: http://127.0.0.1/b\r\n\r\n",
+    b"HTTP/1.0 503 Busy\r\nRetry-After: Wed, 25 Nov 2026 00:00:00 GMT\r\n\r\n",
+]
+
+
+def test_fuzzed_answers_of_a_server(tmp_path: Path, fuzz: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, connect = Server(Counter()), socket.create_connection
+    target = tmp_path / "x.gz"
+    archive = Archive("x.gz", 2000, f"md5:{hashlib.md5(FILE).hexdigest()}", (server.url("/a"),), "", "", {})
+
+    def local(address: tuple[str, int], *arguments: Any, **options: Any) -> socket.socket:
+        if address != ("127.0.0.1", server.http.server_port):
+            raise ConnectionRefusedError(f"no connection to {address}")
+        return connect(address, *arguments, **options)
+
+    def fetch(*steps: Callable[[Any], None]) -> Any:
+        server.serve("/a", *steps)
+        return outcome(lambda: download(archive, target, progress=False, log=quiet, sleep=lambda seconds: None))
+
+    def check(answers: list[bytes]) -> None:
+        target.with_name("x.gz.part").write_bytes(FILE[:500])
+        result = fetch(*(lambda request, answer=answer: request.wfile.write(answer) for answer in answers))
+        assert target.exists() == (result is None)
+        target.unlink(missing_ok=True)
+        assert fetch(whole(FILE)) is None  # no leftover spoils a later try
+        assert target.read_bytes() == FILE
+        target.unlink()
+
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(socket, "create_connection", local)
+    fuzz(check, st.lists(mutated(*ANSWERS), min_size=1, max_size=4), few=20, many=500, examples=[[a] for a in ANSWERS])
+    server.close()
 
 
 # --- archives ---------------------------------------------------------------------------------------------------------
