@@ -9,16 +9,22 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import wmse
-from wmse.errors import ConfigError, WmseError
+from wmse.errors import STOPPED_EXIT, ConfigError, WmseError
 
 if TYPE_CHECKING:
     from wmse.config import RunSpec
     from wmse.runtime import Runtime
+
+
+EXIT_CODES = (
+    "Exit status: 0 done; 1 an error to act on; 2 wrong arguments; 75 stopped by SIGTERM, SIGINT or SIGUSR1, with a "
+    "checkpoint written: the same command continues."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("pretrain", run_pretrain, "train one run (continues from its checkpoint)"),
         ("evaluate", run_evaluate, "linear probe and 5-nn of one run"),
     ):
-        command = commands.add_parser(name, help=text)
+        command = commands.add_parser(name, help=text, epilog=EXIT_CODES if name == "pretrain" else None)
         command.add_argument("run", nargs="?", help="a run of the configuration, e.g. cifar10/wmse-4/seed0")
         _add_config(command)
         command.add_argument("--spec", help="the run's specification as JSON, instead of a name")
@@ -85,13 +91,14 @@ def build_parser() -> argparse.ArgumentParser:
         _add_runtime(command)
         command.set_defaults(command=function)
         if name == "pretrain":
-            command.add_argument("--checkpoint-minutes", type=float, default=10.0, help="minutes between checkpoints")
+            _add_checkpoints(command)
             command.add_argument("--no-progress", action="store_true", help="no progress bar, also on a terminal")
 
     command = commands.add_parser("report", help="tables, plots and verdicts on the paper's claims from result files")
     command.add_argument("runs", nargs="*", type=Path, metavar="DIRECTORY", help="directories with a result.json")
     command.add_argument("--out", type=Path, default=Path("results"))
     command.add_argument("--only", choices=["tables", "claims", "plots"], help="default: all")
+    _add_data_root(command)
     command.set_defaults(command=run_report)
 
     command = commands.add_parser(
@@ -106,6 +113,12 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data_root(command)
     command.add_argument("--quiet", action="store_true", help="print only what failed")
     command.set_defaults(command=run_selfcheck)
+
+    command = commands.add_parser("verify", help="hash data, checkpoints, encoders and results again: what is damaged?")
+    command.add_argument("runs", nargs="*", type=Path, metavar="DIRECTORY", help="runs (default: all in --results)")
+    command.add_argument("--results", type=Path, default=Path("results"))
+    _add_data_root(command)
+    command.set_defaults(command=run_verify)
 
     for command in commands.choices.values():
         command.add_argument("--log", type=Path, help="a file that gets every line of output as well")
@@ -132,6 +145,25 @@ def _add_data_root(command: argparse.ArgumentParser) -> None:
 def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("--root", type=Path, default=Path(), help="the project folder with config.yaml and workflow/")
     command.add_argument("--preset", help="instead of the preset in config.yaml")
+
+
+def _add_checkpoints(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--checkpoint-seconds", type=_positive(float), default=600, help="between two (default: 600)")
+    command.add_argument("--checkpoint-epochs", type=_positive(int), help="also after every so many epochs")
+    command.add_argument("--keep-checkpoints", type=_positive(int), default=2, help="the newest that stay (default: 2)")
+
+
+def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
+    """A type of arguments for argparse: a number above 0."""
+
+    def number(text: str) -> float:
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+        return value
+
+    number.__name__ = f"{kind.__name__} above 0"  # argparse puts it into "invalid ... value"
+    return number
 
 
 def _add_runtime(command: argparse.ArgumentParser) -> None:
@@ -197,9 +229,11 @@ def run_pretrain(options: argparse.Namespace, log: Log) -> int:
     spec, out, preset = _selected_run(options)
     if not spec.trained:
         raise ConfigError(f"{spec.run}: the baseline '{spec.method}' has nothing to train; use `wmse evaluate`")
+    from wmse.checkpoint import CheckpointPolicy
     from wmse.datasets import load
     from wmse.pretrain import Stopped, pretrain
 
+    policy = CheckpointPolicy(options.checkpoint_seconds, options.checkpoint_epochs, options.keep_checkpoints)
     data = load(spec.benchmark, options.data_root)
     runtime = _runtime(options, spec)
     try:
@@ -209,13 +243,13 @@ def run_pretrain(options: argparse.Namespace, log: Log) -> int:
             out,
             runtime,
             preset=preset,
-            checkpoint_minutes=options.checkpoint_minutes,
+            checkpoints=policy,
             log=log,
             progress_bar=False if options.no_progress else None,
         )
     except Stopped as stopped:
         log(str(stopped))
-        return 128 + (stopped.signal or 0)
+        return STOPPED_EXIT
     return 0
 
 
@@ -231,7 +265,9 @@ def run_report(options: argparse.Namespace, log: Log) -> None:
     from wmse.report import build_report, write_claims, write_plots, write_tables
 
     parts = {"tables": write_tables, "claims": write_claims, "plots": write_plots}
-    parts.get(options.only, build_report)(options.runs, options.out)
+    left_out = parts.get(options.only, build_report)(options.runs, options.out, options.data_root)
+    for line in left_out:
+        log(f"wmse: left out: {line}", file=sys.stderr)
 
 
 def run_dag(options: argparse.Namespace, log: Log) -> None:
@@ -247,6 +283,17 @@ def run_selfcheck(options: argparse.Namespace, log: Log) -> int:
     if failed:
         raise WmseError(f"selfcheck: {failed} of the checks failed")
     return 0
+
+
+def run_verify(options: argparse.Namespace, log: Log) -> None:
+    from wmse.verify import verify
+
+    findings = verify(options.runs, options.data_root, options.results)
+    for line in findings.problems:
+        log(line)
+    if findings.problems:
+        raise WmseError(findings.summary())
+    log(findings.summary())
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------

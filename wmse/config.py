@@ -138,8 +138,8 @@ class RunSpec:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> RunSpec:
-        """Check names, types, ranges and combinations.
+    def from_dict(cls, values: Mapping[str, Any], *, runnable: bool = True) -> RunSpec:
+        """Check names and types, and choices, ranges and combinations unless it need not be `runnable` here and now.
 
         Raises:
             ConfigError: naming cell, key and allowed values.
@@ -154,7 +154,12 @@ class RunSpec:
                 raise ConfigError(f"run specification: the key '{key}' is missing")
         kinds = typing.get_type_hints(cls)
         spec = cls(**{key: _typed(where, key, value, kinds[key]) for key, value in values.items()})
-        _check(spec)
+        if runnable:
+            for key in values:
+                choices = method_names() if key == "method" else CHOICES.get(key)
+                if choices is not None and values[key] not in choices:
+                    raise ConfigError(f"{where}: {key}: {unknown('value', values[key], choices)}")
+            _check(spec)
         return spec
 
 
@@ -248,9 +253,6 @@ def _typed(where: str, key: str, value: Any, kind: Any) -> Any:
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         name = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}[kind]
         raise ConfigError(f"{where}: {key} must be {name}, got {show(value)}")
-    choices = method_names() if key == "method" else CHOICES.get(key)
-    if choices is not None and value not in choices:
-        raise ConfigError(f"{where}: {key}: {unknown('value', value, choices)}")
     if key in RANGES:
         low, high = RANGES[key]
         if not low <= value <= (LARGEST if high is None else high):

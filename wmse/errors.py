@@ -4,6 +4,10 @@ Every message names the file or key that is wrong and says what to do; the comma
 and exits with a non-zero status.
 """
 
+# The exit status of a run that a signal stopped after it had written a checkpoint: the same command continues it.
+# EX_TEMPFAIL of sysexits.h, on which batch systems can be told to repeat.
+STOPPED_EXIT = 75
+
 LONGEST_MESSAGE = 4000  # characters; what a damaged file holds may be longer
 
 
@@ -29,3 +33,7 @@ class CheckpointError(WmseError):
 
 class TrainingError(WmseError):
     """Pretraining cannot go on (for example a singular covariance); the message names run, step and likely cause."""
+
+
+class OutOfMemoryError(WmseError):
+    """The device's or the machine's memory does not suffice; the message names the peak and what to lower."""

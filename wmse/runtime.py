@@ -6,7 +6,8 @@ import fcntl
 import os
 import re
 import tempfile
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +15,8 @@ from typing import IO, Any
 import torch
 from torch import nn
 
-from wmse.errors import ConfigError
+from wmse.errors import ConfigError, OutOfMemoryError
+from wmse.provenance import peak_memory_bytes
 
 MOST_THREADS = 1024  # the OpenMP library ends the process when it cannot start as many as asked for
 
@@ -133,6 +135,26 @@ def claim_gpu(count: int, folder: Path | None = None) -> int:
         _claims.append(file)
         return index
     return 0
+
+
+# How torch's CPU allocator, oneDNN and C++ say it, in a RuntimeError.
+NO_MEMORY = ("DefaultCPUAllocator", "could not create a memory", "bad_alloc", "Cannot allocate memory")
+
+
+@contextmanager
+def out_of_memory(where: Callable[[], str], device: torch.device, remedy: str) -> Iterator[None]:
+    """Turn every kind of failed allocation into one OutOfMemoryError that says `where` and gives peak and `remedy`."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        kinds = (MemoryError, torch.OutOfMemoryError)
+        if not isinstance(error, kinds) and not any(text in reason for text in NO_MEMORY):
+            raise
+        peak = peak_memory_bytes(device.type) / 2**20
+        raise OutOfMemoryError(
+            f"{where()}: out of memory on {device}, after a peak of {peak:,.0f} MiB ({reason}). {remedy}"
+        ) from None
 
 
 def _cpu_has_bf16() -> bool:

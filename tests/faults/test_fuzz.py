@@ -65,11 +65,13 @@ from wmse.datasets.prepared import load_prepared
 from wmse.datasets.source import Archive
 from wmse.errors import LONGEST_MESSAGE, DataError, WmseError
 from wmse.evaluate import evaluate
+from wmse.files import content_digest
 from wmse.methods import build_encoder
 from wmse.pretrain import pretrain
 from wmse.report import write_claims, write_dag, write_plots, write_tables
 from wmse.report.dag import direct, layers, parse_dot
 from wmse.runtime import Runtime, resolve
+from wmse.verify import verify
 
 HANG = 30  # seconds, after which an input counts as one that never ends
 
@@ -212,9 +214,12 @@ def changed(draw: st.DrawFn, seed: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-def as_json(content: Any) -> str:
+def as_json(content: Any, seal: bool = False) -> str:
+    """As JSON, with numbers of any length; `seal` gives it the digest without which nothing else would be looked at."""
     sys.set_int_max_str_digits(0)
     try:
+        if seal and isinstance(content, dict):
+            content = {**content, "sha256": content_digest(content)}
         return json.dumps(content)
     finally:
         sys.set_int_max_str_digits(4300)
@@ -614,7 +619,7 @@ def test_fuzzed_records_of_a_training(
     )
 
     def check(content: dict[str, Any] | bytes) -> None:
-        path.write_bytes(content if isinstance(content, bytes) else as_json(content).encode())
+        path.write_bytes(content if isinstance(content, bytes) else as_json(content, seal=True).encode())
         outcome(lambda: evaluate(spec, data, tmp_path, runtime, log=quiet), path.name)
 
     good = json.loads(text)
@@ -650,11 +655,13 @@ def test_fuzzed_results(tmp_path: Path, fuzz: Any) -> None:
         good = json.loads(text)
 
         def check(content: Any, path: Path = path) -> None:
-            path.write_bytes(content if isinstance(content, bytes) else as_json(content).encode())
+            path.write_bytes(content if isinstance(content, bytes) else as_json(content, seal=True).encode())
             runs, out = [trained, baseline], tmp_path / "out"
             outcome(lambda: (write_tables(runs, out), write_claims(runs, out)), str(path.parent))
+            outcome(lambda: verify(runs, tmp_path / "data", out))
 
         examples = [
+            {**good, "preset": "\ud800"},
             {**good, "provenance": {**good["provenance"], "hardware": {"gpu": ["x"]}}},
             {**good, "evaluation": {"wall_seconds": "long"}},
             {**good, "metrics": {**good["metrics"], "linear_top1": 10**400}},
@@ -800,11 +807,12 @@ def test_fuzzed_yaml(tmp_path: Path, fuzz: Any) -> None:
 
 
 FLAGS = [
+    *("--checkpoint-seconds", "--checkpoint-epochs", "--keep-checkpoints"),
     *("--root", "--preset", "--data-root", "--device", "--threads", "--channels-last", "--compile", "--deterministic"),
     *("--watts", "--seconds", "--json", "--spec", "--out", "--log", "--only", "--jobs", "--results", "--quiet"),
     *("--no-download", "--no-progress", "--help", "--version"),
 ]
-COMMANDS = ["prepare", "runs", "estimate", "pretrain", "evaluate", "report", "dag", "selfcheck"]
+COMMANDS = ["prepare", "runs", "estimate", "pretrain", "evaluate", "report", "dag", "selfcheck", "verify"]
 ARGUMENTS = st.one_of(
     st.sampled_from(
         [".", "nowhere", "file", "folder", "/dev/full", "cifar10", "cifar10/wmse-2/seed0", "cpu", "quick", "tables"]

@@ -28,7 +28,7 @@ import numpy as np
 
 from wmse.datasets.source import Chunk, Listing, Rows, Source, check_counts
 from wmse.errors import DataError
-from wmse.files import atomic_path, write_json, write_text
+from wmse.files import atomic_path, file_digest, write_json, write_text
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -334,7 +334,7 @@ def _check_digest(path: Path, expected: str) -> None:
 def _content_sha256(path: Path) -> str:
     """sha256 of a text file, or of the values of an array (its header left out, as NumPy versions may differ in it)."""
     if path.suffix != ".npy":
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return file_digest(path)
     array = _open_array(path)
     digest = hashlib.sha256()
     for start in range(0, len(array), _HASH_ROWS):

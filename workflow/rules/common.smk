@@ -166,4 +166,9 @@ def command(stage, extra=""):
 ONE_AT_A_TIME = (
     len(TRAINED) == 1 or GPU or share_of_cores(len(TRAINED)) == workflow.cores
 )
-PRETRAIN_FLAGS = f"--checkpoint-minutes {SETTINGS['checkpoint_minutes']} {'' if ONE_AT_A_TIME else '--no-progress'}"
+CHECKPOINTS = " ".join(
+    f"--{key.replace('_', '-')} {SETTINGS[key]}"
+    for key in ("checkpoint_seconds", "checkpoint_epochs", "keep_checkpoints")
+    if SETTINGS[key] is not None
+)
+PRETRAIN_FLAGS = f"{CHECKPOINTS} {'' if ONE_AT_A_TIME else '--no-progress'}"
