@@ -49,14 +49,16 @@ def _read_python(content: bytes, *, fine: bool, where: str) -> tuple[np.ndarray,
         batch = _BatchUnpickler(io.BytesIO(content)).load()
         labels = batch[b"fine_labels" if fine else b"labels"]
         _, (count, width), dtype, columns_first, values = batch[b"data"].state
-        kind = dtype.name, width, bool(columns_first), type(count), type(values), type(labels)
+        kind = dtype.name, width, type(count), type(values), type(labels)
     except Exception as error:  # a hostile or cut pickle can raise anything
         raise DataError(f"{where}: not a CIFAR batch ({type(error).__name__}: {str(error)[:200]})") from error
-    if kind[0] not in ("u1", b"u1") or kind[1:] != (_PIXELS, False, int, bytes, list) or len(values) != count * _PIXELS:
+    if kind[0] not in ("u1", b"u1") or kind[1:] != (_PIXELS, int, bytes, list) or len(values) != count * _PIXELS:
         raise DataError(f"{where}: expected uint8 pixels of shape (n, {_PIXELS}) and n labels")
     if count != len(labels) or not all(type(label) is int and 0 <= label < 256 for label in labels):
         raise DataError(f"{where}: expected as many labels as images, whole numbers from 0")
-    return np.frombuffer(values, np.uint8).reshape(count, _PIXELS), np.array(labels, np.int64)
+    pixels = np.frombuffer(values, np.uint8)
+    pixels = pixels.reshape(_PIXELS, count).T if columns_first else pixels.reshape(count, _PIXELS)
+    return pixels, np.array(labels, np.int64)
 
 
 class _Array:
