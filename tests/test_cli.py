@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -86,3 +87,33 @@ def test_an_unwritable_output_is_one_message(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     assert str(tmp_path / "file") in done.stderr
+
+
+def test_ctrl_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("wmse.datasets.prepare", interrupted)
+    assert main(["prepare", "cifar10"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_name_that_is_no_text_can_be_printed_and_logged(tmp_path: Path) -> None:
+    place = os.fsencode(tmp_path) + b"/\xff"
+    done = subprocess.run(
+        [sys.executable, "-m", "wmse", "prepare", "fashion_mnist", "--data-root", place, "--log", place + b"/log"],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=300,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"fashion_mnist: ready in" in done.stdout
+    assert b"fashion_mnist: ready in" in Path(os.fsdecode(place), "log").read_bytes()
+
+
+@pytest.mark.parametrize("log", ["/dev/full", "."])
+def test_a_log_that_cannot_be_written_does_not_hide_the_error(log: str) -> None:
+    done = wmse("prepare", "cifar11", "--log", log)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("wmse: error: unknown benchmark 'cifar11'") == 1

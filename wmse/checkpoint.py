@@ -133,8 +133,13 @@ def load_encoder(path: Path, encoder: Encoder, spec: RunSpec) -> None:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get("wmse", "{}"))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, ValueError, SafetensorError) as error:
+        metadata = metadata if isinstance(metadata, dict) else {}
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not a readable encoder ({error}): run the pretraining again") from None
     if metadata.get("hash") != spec.hash:
-        raise CheckpointError(f"{path}: the encoder of {metadata.get('run', 'an unknown run')}, not of {spec.run}")
-    encoder.load_state_dict(state)
+        raise CheckpointError(f"{path}: the encoder of {metadata.get('run')!s:.80}, not of {spec.run}")
+    try:
+        encoder.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: damaged ({reason}): run the pretraining again") from None

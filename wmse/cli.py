@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -28,21 +29,27 @@ EXIT_CODES = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors that a user can act on become one message and exit status 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     parser = build_parser()
     options = parser.parse_args(arguments)
     try:
         if options.log:
             options.log.parent.mkdir(parents=True, exist_ok=True)
         return options.command(options, Log(options.log)) or 0
-    except WmseError as error:
-        Log(options.log)(f"wmse: error: {error}", file=sys.stderr)
-        return 1
     except BrokenPipeError:  # the reader of our output has gone, e.g. `wmse runs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except WmseError as error:
+        message = f"wmse: error: {error}"
     except OSError as error:
-        Log(None)(f"wmse: error: {explain(error)}", file=sys.stderr)
-        return 1
+        message = f"wmse: error: {explain(error)}"
+    except KeyboardInterrupt:
+        Log(None)("wmse: interrupted; the same command starts again", file=sys.stderr)
+        return 130
+    Log(options.log)(message, file=sys.stderr)
+    return 1
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -131,23 +138,26 @@ class Log:
         self.warned = False
 
     def __call__(self, line: str, file: TextIO | None = None) -> None:
-        with self._tolerate("the output"):
-            print(line, file=file or sys.stdout, flush=True)
-        if self.path:
-            with self._tolerate(self.path), open(self.path, "a", encoding="utf-8") as log:
-                log.write(line + "\n")
-
-    @contextlib.contextmanager
-    def _tolerate(self, where: Path | str) -> Iterator[None]:
+        stream = file or sys.stdout
         try:
-            yield
+            print(line, file=stream, flush=True)
         except BrokenPipeError:
             raise
         except OSError as error:
-            if not self.warned:
-                self.warned = True
-                with contextlib.suppress(OSError):
-                    print(f"wmse: warning: {where}: {error.strerror}; going on without it", file=sys.stderr, flush=True)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else it would fail again at the end
+            self._warn("the output", error)
+        if self.path:
+            try:
+                with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as log:
+                    log.write(line + "\n")
+            except OSError as error:
+                self._warn(self.path, error)
+
+    def _warn(self, where: Path | str, error: OSError) -> None:
+        if not self.warned:
+            self.warned = True
+            with contextlib.suppress(OSError):
+                print(f"wmse: warning: {where}: {error.strerror}; going on without it", file=sys.stderr, flush=True)
 
 
 def _add_data_root(command: argparse.ArgumentParser) -> None:
@@ -202,6 +212,9 @@ def run_list(options: argparse.Namespace, log: Log) -> None:
 
 
 def run_estimate(options: argparse.Namespace, log: Log) -> None:
+    for name, value in (("--watts", options.watts), ("--seconds", options.seconds)):
+        if value is not None and not 0 < value <= 1e6:
+            raise ConfigError(f"{name}: must be above 0 and at most 1,000,000, got {value}")
     project = _project(options)
     from wmse.estimate import WarmUp, estimate, notes, table, total
     from wmse.power import PowerMeter
@@ -282,7 +295,7 @@ def run_report(options: argparse.Namespace, log: Log) -> None:
 def run_dag(options: argparse.Namespace, log: Log) -> None:
     from wmse.report import write_dag
 
-    write_dag(sys.stdin.read(), _json_object("--jobs", options.jobs), options.out)
+    write_dag(sys.stdin.buffer.read().decode("utf-8", "replace"), _json_object("--jobs", options.jobs), options.out)
 
 
 def run_selfcheck(options: argparse.Namespace, log: Log) -> int:
@@ -334,7 +347,7 @@ def _selected_run(options: argparse.Namespace) -> tuple[RunSpec, Path, str]:
 def _json_object(option: str, text: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{option}: not valid JSON ({error})") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{option}: must be a JSON object")

@@ -10,6 +10,8 @@ import errno
 # EX_TEMPFAIL of sysexits.h, on which batch systems can be told to repeat.
 STOPPED_EXIT = 75
 
+LONGEST_MESSAGE = 4000  # characters; what a damaged file holds may be longer
+
 
 # What helps when the system refuses to read or write a file.
 _REMEDIES = {
@@ -36,6 +38,10 @@ def explain(error: OSError) -> str:
 
 class WmseError(Exception):
     """Base of all errors that are reported to the user as one message."""
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return message if len(message) <= LONGEST_MESSAGE else message[: LONGEST_MESSAGE - 3] + "..."
 
 
 class ConfigError(WmseError):

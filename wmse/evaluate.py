@@ -98,12 +98,14 @@ def _read_pretrained(out: Path, spec: RunSpec, data: Prepared) -> dict[str, Any]
         content = json.loads(path.read_text(encoding="utf-8"))
         found, digest, encoder = content["spec_hash"], content["data"]["digest"], content["files"][ENCODER]
         seal = content["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error!r}): run the pretraining of {spec.run} first") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error!r:.200}): run the pretraining of {spec.run} first"
+        ) from None
     if seal != content_digest(content):
         raise CheckpointError(f"{path}: was changed after it was written: run the pretraining of {spec.run} again")
     if found != spec.hash:
-        raise CheckpointError(f"{path}: belongs to a run with hash {found[:8]}, not to {spec.run}")
+        raise CheckpointError(f"{path}: belongs to a run with hash {found!s:.8}, not to {spec.run}")
     if digest != data.digest:
         raise CheckpointError(f"{path}: was trained on data with digest {digest}, the prepared data has {data.digest}")
     if (out / ENCODER).is_file() and encoder != f"sha256:{file_digest(out / ENCODER)}":

@@ -26,18 +26,23 @@ def atomic_path(target: Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        durable_rename(temporary, target)
     except OSError as error:
         if error.filename is None and error.errno is not None:  # a failed write (disk full) does not say of which file
             error.filename = str(target)
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def durable_rename(source: Path, target: Path) -> None:
+    """Rename a complete file over `target` in its folder: a power cut leaves the old content or the new one."""
+    with open(source, "rb") as file:
+        os.fsync(file.fileno())
+    source.replace(target)
     directory = os.open(target.parent, os.O_RDONLY)
     try:
-        os.fsync(directory)  # the rename itself must survive a power cut
+        os.fsync(directory)  # the rename itself must survive as well
     finally:
         os.close(directory)
 
@@ -49,9 +54,9 @@ def remove_temporaries(target: Path) -> None:
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write `text` atomically."""
+    """Write `text` atomically; what is no character (half a pair, of a name that is no text) becomes its number."""
     with atomic_path(target) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(target: Path, content: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -16,6 +17,8 @@ from torch import nn
 
 from wmse.errors import ConfigError, OutOfMemoryError
 from wmse.provenance import peak_memory_bytes
+
+MOST_THREADS = 1024  # the OpenMP library ends the process when it cannot start as many as asked for
 
 
 @dataclass(frozen=True)
@@ -70,15 +73,17 @@ def resolve(
     """Choose what was left on "auto" for this machine, and set torch's global switches accordingly.
 
     Raises:
-        ConfigError: a GPU was asked for and there is none.
+        ConfigError: no such device, a GPU was asked for and there is none, or a senseless number of threads.
     """
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise ConfigError(f"threads: must be from 1 to {MOST_THREADS}, got {threads}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError("device: cuda was asked for, but torch sees no GPU (check the driver, or --nv / --gpus all)")
     if device == "cuda" and torch.cuda.device_count() > 1:
         device = f"cuda:{claim_gpu(torch.cuda.device_count())}"
-    place = torch.device(device)
+    place = _device(device)
     on_gpu = place.type == "cuda"
     if precision == "auto":
         precision = "bf16" if (torch.cuda.is_bf16_supported() if on_gpu else _cpu_has_bf16()) else "fp32"
@@ -99,6 +104,15 @@ def resolve(
         deterministic=deterministic,
         threads=torch.get_num_threads(),
     )
+
+
+def _device(name: str) -> torch.device:
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
+        raise ConfigError(f"device: must be auto, cpu, cuda or cuda:N, got {name!r}")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device: {name} was asked for, but torch sees {torch.cuda.device_count()} GPUs")
+    return device
 
 
 _claims: list[IO[str]] = []  # open files whose locks last as long as this process

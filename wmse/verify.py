@@ -103,7 +103,7 @@ def _verify_run(folder: Path, digests: Mapping[str, str], findings: Findings) ->
             content = json.loads(path.read_text(encoding="utf-8"))
             reasons = list(_misfits(content, folder, digests))
             files = dict(content["files"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigError) as error:
             findings.problems.append(f"{path}: cannot be read ({error!r}): {advice}")
             continue
         if name == RESULT and files.get(ENCODER) != vouched.get(ENCODER, files.get(ENCODER)):

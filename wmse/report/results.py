@@ -23,6 +23,7 @@ from wmse.files import content_digest, file_digest
 from wmse.report.paper import METRICS
 
 FORMAT = 1
+MOST = 1e18  # of any number in a result: views, bytes, seconds and everything else stay far below
 RESULT, HISTORY = "result.json", "history.csv"
 BASELINES = tuple(recipes()["baselines"])  # never trained: no pretraining record, no history
 HISTORY_COLUMNS = ("epoch", "seconds", "loss", "knn5_top1", "embedding_std", "effective_rank")
@@ -38,6 +39,14 @@ DIAGNOSTICS = {
     "effective_rank": ("effective rank", 1),
     "ms_per_step": ("ms / step", 0),
     "views": ("views", 0),
+}
+# What older results, baselines or other machines lack.
+OPTIONAL = {
+    **{f"pretrain.{name}": float for name in ("steps", "views", "embedding_std", "effective_rank")},
+    "evaluation.wall_seconds": float,
+    "provenance.hardware.cpu": str,
+    "provenance.hardware.cores": int,
+    "provenance.hardware.gpu": str,
 }
 REQUIRED_METRICS = ("linear_top1", "knn5_top1")
 # Keys a reader looks at first when specs of one cell differ.
@@ -208,6 +217,9 @@ def load_run(directory: Path) -> Run:
         provenance=content.get("provenance", dict),
     )
     _check_provenance(content)
+    for key, kind in OPTIONAL.items():
+        if content.has(key):
+            content.get(key, kind, none=True)
     _check_identity(run, content)
     _check_history(run, content)
     return run
@@ -255,12 +267,13 @@ class _Checked:
     def error(self, key: str, problem: str) -> DataError:
         return DataError(f"{self.file}: key '{key}' {problem}; evaluate the run again to write the file anew")
 
+    def has(self, key: str) -> bool:
+        return self._find(key) is not _MISSING
+
     def get(self, key: str, kind: type, none: bool = False) -> Any:
-        value: Any = self.content
-        for part in key.split("."):
-            if not isinstance(value, dict) or part not in value:
-                raise self.error(key, "is missing")
-            value = value[part]
+        value = self._find(key)
+        if value is _MISSING:
+            raise self.error(key, "is missing")
         if value is None and none:
             return None
         kinds = (int, float) if kind is float else (kind,)
@@ -268,19 +281,42 @@ class _Checked:
             raise self.error(key, f"must be of type {kind.__name__}, not {json.dumps(value)[:60]}")
         return value
 
+    def _find(self, key: str) -> Any:
+        value: Any = self.content
+        for part in key.split("."):
+            if not isinstance(value, dict) or part not in value:
+                return _MISSING
+            value = value[part]
+        return value
+
+
+_MISSING = object()
+
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_reject_constant)
-    except (OSError, ValueError) as error:
+        content = json.loads(
+            file.read_text(encoding="utf-8"), parse_constant=_reject, parse_float=_number(float), parse_int=_number(int)
+        )
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: cannot be read as JSON ({error}); evaluate the run again") from None
     if not isinstance(content, dict):
         raise DataError(f"{file}: must hold a JSON object; evaluate the run again")
     return content
 
 
-def _reject_constant(name: str) -> float:
-    raise ValueError(f"it holds {name}, which is not a number")
+def _reject(text: str) -> float:
+    raise ValueError(f"it holds {text[:40]}, which is not a number of a result")
+
+
+def _number(kind: type) -> Callable[[str], float]:
+    """A parser of numbers that refuses what no run can measure, and arithmetic would overflow on."""
+
+    def parse(text: str) -> float:
+        value = kind(text) if len(text) < 40 else math.inf
+        return value if abs(value) < MOST else _reject(text)
+
+    return parse
 
 
 def _differences(content: _Checked) -> dict[str, dict[str, Any]] | None:
