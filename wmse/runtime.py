@@ -123,8 +123,8 @@ def claim_gpu(count: int, folder: Path | None = None) -> int:
     return 0
 
 
-# How torch's CPU allocator, oneDNN and C++ say it, in a RuntimeError.
-NO_MEMORY = ("DefaultCPUAllocator", "could not create a memory", "bad_alloc", "Cannot allocate memory")
+# How torch's CPU allocator, oneDNN (which says no more than that), C++ and the kernel say it.
+NO_MEMORY = ("DefaultCPUAllocator", "could not create a ", "bad_alloc", "Cannot allocate memory")
 
 
 @contextmanager
