@@ -206,6 +206,58 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again(data: Fake
     assert again.progress.resumed == 1
 
 
+@pytest.mark.parametrize(
+    ("module", "name", "error", "outcome"),
+    [
+        (Path, "read_bytes", PermissionError(errno.EACCES, "Permission denied"), CheckpointError),
+        (torch, "load", RuntimeError("DefaultCPUAllocator: can't allocate memory"), OutOfMemoryError),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_loaded_now_is_not_called_damaged(
+    module: object,
+    name: str,
+    error: Exception,
+    outcome: type[Exception],
+    data: FakeData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trainer = make(tiny_spec(), data, tmp_path)
+    trainer.stop = lambda: trainer.progress.step == 2
+    with pytest.raises(Stopped):
+        trainer.run()
+    before = list_checkpoints(tmp_path / CHECKPOINTS)
+
+    def failing(*arguments: object, **named: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module, name, failing)
+    with pytest.raises(outcome, match=r"step-000000002-\w+\.pt: cannot be read|out of memory"):
+        pretrain(tiny_spec(), data, tmp_path, CPU, log=lambda line: None)
+    assert list_checkpoints(tmp_path / CHECKPOINTS) == before
+
+
+def test_a_newest_checkpoint_on_a_bad_block_is_set_aside(
+    data: FakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make(tiny_spec(), data, tmp_path)
+    trainer.stop = lambda: trainer.progress.step == 2
+    with pytest.raises(Stopped):
+        trainer.run()
+    read = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if "step-000000002" in path.name:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    lines: list[str] = []
+    make(tiny_spec(), data, tmp_path, lines).run()
+    assert any("warning: " in line and "step-000000002" in line and "Input/output error" in line for line in lines)
+    assert any("at step 1 of 9" in line for line in lines)
+
+
 class Payload:
     """A pickle that would create a folder."""
 
@@ -221,7 +273,7 @@ def test_a_forged_checkpoint_is_refused_and_executes_nothing(data: FakeData, tmp
     folder.mkdir()
     zipped = io.BytesIO()
     torch.save({"format": 2, "hash": Payload(tmp_path / "executed")}, zipped)
-    for content in (zipped.getvalue(), pickle.dumps(Payload(tmp_path / "executed")), b"", b"text"):
+    for content in (zipped.getvalue(), pickle.dumps(Payload(tmp_path / "executed"), protocol=2), b"", b"text"):
         path = folder / f"step-000000001-{sha256(content).hexdigest()[:16]}.pt"
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=r"step-000000001-\w+\.pt: not a readable checkpoint"):
