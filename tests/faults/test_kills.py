@@ -20,7 +20,7 @@ from wmse.errors import DataError
 
 POLICY = CheckpointPolicy(seconds=1e9, epochs=1, keep=1)
 STEPS, STEPS_PER_EPOCH = 6, 3
-SPARSE = 11  # of how many moments the fast part takes one
+SPARSE = 13  # of how many moments the fast part takes one
 
 
 @pytest.fixture(scope="module")

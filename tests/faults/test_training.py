@@ -59,13 +59,14 @@ def poison(trainer: Trainer, step: int, value: float) -> None:
     trainer.method.encoder.layer2[0].bn1.weight.register_hook(hook)
 
 
-@pytest.mark.parametrize("deferred", [False, True])
-@pytest.mark.parametrize(("step", "value"), [(0, torch.nan), (4, torch.inf), (5, -torch.inf), (8, torch.nan)])
+@pytest.mark.parametrize(
+    ("step", "value", "deferred"),
+    [(0, torch.nan, True), (4, torch.inf, False), (5, -torch.inf, True), (8, torch.nan, False), (8, torch.nan, True)],
+)
 def test_a_gradient_that_is_not_finite_reaches_no_checkpoint(
     step: int,
     value: float,
     deferred: bool,
-    data: FakeData,
     tmp_path: Path,
     reference: Reference,
     counts: Counter[str],
@@ -166,7 +167,7 @@ def empty(content: bytes) -> bytes:
 
 @pytest.mark.parametrize("damage", [cut, flip, empty])
 def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_is_used(
-    damage: Callable[[bytes], bytes], data: FakeData, tmp_path: Path, reference: Reference, counts: Counter[str]
+    damage: Callable[[bytes], bytes], tmp_path: Path, reference: Reference, counts: Counter[str]
 ) -> None:
     run, lines = tmp_path / "run", []
     trainer = make(reference.spec, reference.data, run)
@@ -299,7 +300,7 @@ def test_checkpoints_come_as_asked_and_only_the_newest_stay(data: FakeData, tmp_
 
 
 def test_stops_at_many_moments_of_one_run_change_no_bit(
-    data: FakeData, tmp_path: Path, reference: Reference, counts: Counter[str]
+    tmp_path: Path, reference: Reference, counts: Counter[str]
 ) -> None:
     """After steps and between the parts of the evaluations, of which the epochs 2 and 3 have one each."""
     run, steps, sessions = tmp_path / "run", 0, 0
@@ -323,9 +324,7 @@ def test_stops_at_many_moments_of_one_run_change_no_bit(
     reference.assert_same(run)
 
 
-def test_a_stop_within_the_evaluation_leaves_the_whole_evaluation_to_do(
-    data: FakeData, tmp_path: Path, reference: Reference
-) -> None:
+def test_a_stop_within_the_evaluation_leaves_the_whole_evaluation_to_do(tmp_path: Path, reference: Reference) -> None:
     for part in range(3):  # features of the training images, of the test images, neighbours
         run = tmp_path / str(part)
         trainer = make(reference.spec, reference.data, run, checkpoints=CheckpointPolicy())
@@ -341,7 +340,7 @@ def test_a_stop_within_the_evaluation_leaves_the_whole_evaluation_to_do(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_each_signal_stops_with_a_checkpoint(number: int, data: FakeData, tmp_path: Path, reference: Reference) -> None:
+def test_each_signal_stops_with_a_checkpoint(number: int, tmp_path: Path, reference: Reference) -> None:
     def log(line: str) -> None:
         if line.startswith("epoch 1/"):
             os.kill(os.getpid(), number)
