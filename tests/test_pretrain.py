@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import FakeData, tiny_spec
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from wmse.config import RunSpec
 from wmse.errors import CheckpointError, ConfigError, TrainingError
@@ -216,7 +217,9 @@ def test_a_run_leaves_encoder_history_events_and_summary(data: FakeData, tmp_pat
     assert summary["data"]["digest"] == data.digest
     assert {"commit", "versions", "hardware", "runtime", "finished"} <= summary["provenance"].keys()
     assert summary["pretrain"]["steps"] == 9
-    assert list((tmp_path / "tensorboard").glob("events*"))
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [scalar.step for scalar in events.Scalars("knn5_top1")] == [6, 9]
+    assert [scalar.value for scalar in events.Scalars("loss")] == pytest.approx([float(row["loss"]) for row in rows])
     encoder = build_encoder(spec, 0)
     encoder.load_state_dict(load_file(tmp_path / "encoder.safetensors"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -19,6 +20,7 @@ from wmse.config import RunSpec
 from wmse.encoder import Encoder
 from wmse.errors import CheckpointError
 from wmse.files import atomic_path
+from wmse.runtime import lacks_memory
 
 CHECKPOINTS = "checkpoints"
 ENCODER = "encoder.safetensors"
@@ -90,6 +92,10 @@ def _read(path: Path) -> tuple[bytes | None, str]:
     try:
         content = path.read_bytes()
     except OSError as error:
+        if error.errno != errno.EIO:  # a matter of permissions or limits says nothing about the file
+            raise CheckpointError(
+                f"{path}: cannot be read ({error.strerror}): make it readable, or move it away to use an older one"
+            ) from None
         return None, f"cannot be read ({error.strerror})"
     found, expected = hashlib.sha256(content).hexdigest()[:16], NAME.fullmatch(path.name)[2]
     if found != expected:
@@ -98,10 +104,12 @@ def _read(path: Path) -> tuple[bytes | None, str]:
 
 
 def _parse(path: Path, content: bytes, spec: RunSpec) -> dict[str, Any]:
-    again = f"remove the folder {path.parent} to start the run again"
+    again = f"use the version of this software that wrote it, or remove {path.parent} to start from step 0"
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a file it cannot or will not read
+        if lacks_memory(error):
+            raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason}): {again}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:

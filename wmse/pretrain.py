@@ -59,6 +59,7 @@ MEMORY_REMEDY = (
     "multiple of w_size, changes the paper's method: its batch norm, its recipe, SimCLR's negatives"
 )
 SAME_REQUEST = 2.0  # seconds within which a repeated signal is the same request to stop
+COLLAPSED_STEPS = 100  # with equal embeddings, after which a run is over; a last layer that starts at zero needs a few
 NEARLY_COLLAPSED = 0.05  # spread of the embeddings that deserves a warning; the runs of the recipes keep above 0.7
 LOG_EVERY = 20  # steps between updates of the progress bar: reading the loss makes the host wait for the device
 
@@ -353,7 +354,7 @@ class Trainer:
 
 
 class StepGuard:
-    """Stops a run whose whitening failed, whose loss or gradient is not finite, or whose embeddings are all equal.
+    """Stops a run whose whitening failed, whose loss or gradient is not finite, or whose embeddings stay all equal.
 
     On the CPU a step is judged at once, before it changes a parameter. On a GPU, where that would make the host wait,
     the figures are copied to the host in the background and read one step later, when they have long arrived; a
@@ -363,12 +364,14 @@ class StepGuard:
     def __init__(self, spec: RunSpec, steps_per_epoch: int, method: Method) -> None:
         self.spec, self.steps_per_epoch, self.method = spec, steps_per_epoch, method
         self.parameters = list(method.parameters())  # going through the modules takes as long as the norm
+        self.deferred = self.parameters[0].is_cuda
         self.pending: tuple[int, Tensor, Tensor | None, torch.cuda.Event] | None = None
+        self.equal_steps = 0  # without a difference between embeddings, until now
 
     def check(self, step: int, output: StepOutput) -> None:
         """Judge a step, or on a GPU the one before it; to be called between its backward pass and its update."""
         figures, info = self._figures(output), output.factorisations
-        if not figures.is_cuda:
+        if not self.deferred:
             self._judge(step, figures, info)
             return
         self.flush()
@@ -417,10 +420,11 @@ class StepGuard:
             return f"the loss is not finite. {DIVERGED}"
         if not math.isfinite(gradient):
             return f"the gradient is not finite, with a loss of {loss:.4g}. {DIVERGED}"
-        if span == 0 and not self.method.collapse_expected:
+        self.equal_steps = self.equal_steps + 1 if span == 0 else 0
+        if self.equal_steps >= COLLAPSED_STEPS and not self.method.collapse_expected:
             return (
-                "the embeddings of all images are equal to the last bit: the network has collapsed, and no gradient "
-                "leads out of it. Lower lr, or lengthen the warm-up"
+                f"for {COLLAPSED_STEPS} steps the embeddings of all images have been equal to the last bit: the "
+                "network has collapsed for good. Lower lr, or lengthen the warm-up"
             )
         return None
 

@@ -137,8 +137,16 @@ def claim_gpu(count: int, folder: Path | None = None) -> int:
     return 0
 
 
-# How torch's CPU allocator, oneDNN and C++ say it, in a RuntimeError.
-NO_MEMORY = ("DefaultCPUAllocator", "could not create a memory", "bad_alloc", "Cannot allocate memory")
+# How torch's CPU allocator, oneDNN (which says no more than that), C++ and the kernel say it.
+NO_MEMORY = ("DefaultCPUAllocator", "could not create a ", "bad_alloc", "Cannot allocate memory")
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether an allocation has failed, in any of the ways in which Python, NumPy and torch report it."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or (
+        isinstance(error, RuntimeError | OSError) and any(text in str(error) for text in NO_MEMORY)
+    )
 
 
 @contextmanager
@@ -146,11 +154,10 @@ def out_of_memory(where: Callable[[], str], device: torch.device, remedy: str) -
     """Turn every kind of failed allocation into one OutOfMemoryError that says `where` and gives peak and `remedy`."""
     try:
         yield
-    except (MemoryError, RuntimeError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        kinds = (MemoryError, torch.OutOfMemoryError)
-        if not isinstance(error, kinds) and not any(text in reason for text in NO_MEMORY):
+    except Exception as error:
+        if not lacks_memory(error):
             raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         peak = peak_memory_bytes(device.type) / 2**20
         raise OutOfMemoryError(
             f"{where()}: out of memory on {device}, after a peak of {peak:,.0f} MiB ({reason}). {remedy}"
