@@ -15,7 +15,7 @@ from wmse.config import RunSpec
 from wmse.datasets import SOURCES, Source, load
 from wmse.datasets.build import find_raw, verify_raw
 from wmse.datasets.prepared import MANIFEST, prepared_folder
-from wmse.errors import ConfigError, DataError
+from wmse.errors import ConfigError, DataError, explain
 from wmse.files import content_digest, file_digest
 from wmse.report.results import RESULT
 
@@ -82,9 +82,11 @@ def _attempt(findings: Findings, check: Any, *arguments: Any, **options: Any) ->
     """The result of a check that raises DataError, or None and a problem more."""
     try:
         return check(*arguments, **options)
-    except (DataError, OSError) as error:
+    except DataError as error:
         findings.problems.append(str(error))
-        return None
+    except OSError as error:
+        findings.problems.append(explain(error))
+    return None
 
 
 def _verify_run(folder: Path, digests: Mapping[str, str], findings: Findings) -> None:

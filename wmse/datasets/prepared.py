@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -278,12 +279,13 @@ class _ArrayWriter:
 
 
 def _fresh_folder(source: Source, data_root: Path) -> Path:
-    """The prepared folder without a manifest, which would vouch for files about to be replaced."""
+    """The prepared folder without a manifest, and without the files of an earlier try, whose space is needed."""
     folder = prepared_folder(source, data_root)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    for leftover in folder.glob(".*.tmp"):  # of a process that was killed: the caller holds the lock
-        leftover.unlink()
+    for pattern in (".*.tmp", "*-images.npy", "*-labels.npy", "*-paths.txt"):  # the caller holds the lock
+        for leftover in folder.glob(pattern):
+            leftover.unlink()
     return folder
 
 
@@ -295,8 +297,10 @@ def _check_space(source: Source, folder: Path, needed: int) -> None:
 
 def _store_labels(folder: Path, name: str, labels: np.ndarray) -> dict[str, Any]:
     target = folder / f"{name}-labels.npy"
-    with atomic_path(target) as temporary, open(temporary, "wb") as file:
-        np.save(file, labels)
+    content = io.BytesIO()  # numpy's own write to a file does not say that the disk is full
+    np.save(content, labels)
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(content.getbuffer())
     return {
         "labels": target.name,
         "labels_sha256": hashlib.sha256(np.ascontiguousarray(labels, "<i8")).hexdigest(),
