@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from wmse.datasets.source import Chunk, Listing, Rows, Source, check_counts
-from wmse.errors import DataError
+from wmse.errors import DataError, explain
 from wmse.files import atomic_path, file_digest, write_json, write_text
 
 FORMAT = 1
@@ -134,6 +134,8 @@ def load_prepared(source: Source, data_root: Path, *, verify: bool = False) -> P
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{folder}: {source.name} is not prepared: {command}") from None
+    except PermissionError as error:
+        raise DataError(explain(error)) from None
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{folder / MANIFEST}: unreadable ({error}): {command}") from error
     if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("benchmark")) != (FORMAT, source.name):
@@ -353,6 +355,8 @@ def _open_array(path: Path) -> np.ndarray:
     """A read-only memory map of a `.npy` file: whatever its header says, no more memory than the file has bytes."""
     try:
         return np.lib.format.open_memmap(path, mode="r")
+    except PermissionError as error:
+        raise DataError(explain(error)) from None
     except Exception as error:  # a damaged header can raise many kinds
         raise DataError(f"{path}: not a readable array ({error}): {_again(path.parent)}") from None
 
