@@ -132,30 +132,26 @@ def test_after_a_kill_the_same_command_goes_on_and_before_it_a_second_one_is_ref
 
 
 @pytest.mark.long
-def test_a_killed_workflow_goes_on_to_the_same_results(
-    undisturbed: tuple[dict[str, Any], float], tmp_path: Path, counts: Counter[str]
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_workflow_killed_at_any_moment_goes_on_to_the_same_results(
+    seed: int, undisturbed: tuple[dict[str, Any], float], tmp_path: Path, counts: Counter[str]
 ) -> None:
     expected, seconds = undisturbed
-    generator = random.Random(0)
-    for attempt in range(2):
-        folder = project(tmp_path / str(attempt))
-        with running(folder) as process:  # the first time while it trains; later whenever it may be
-            wait_for_a_checkpoint(folder, process)
-            time.sleep(generator.uniform(0, 1))
-            send(process, signal.SIGKILL)
-        assert list((folder / ".snakemake/locks").iterdir()), "Snakemake's own lock is there, and stale"
-        for strike in range(5):
-            with running(folder) as process:
-                time.sleep(generator.uniform(0.1, 0.9) * seconds)
-                if process.poll() is None:
-                    send(process, (signal.SIGKILL, signal.SIGTERM)[strike % 2])
-                    counts["kills"] += 1
-        counts["kills"] += 1
-        done = snakemake(folder)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert outcome(folder) == expected
-        assert not list(folder.glob("results/**/.*.tmp"))
-        assert "Nothing to be done" in snakemake(folder).stderr
+    generator, folder = random.Random(seed), project(tmp_path)
+    for strike in range(4):
+        with running(folder) as process:
+            if strike == 0:  # the first time while it trains, later whenever it may be
+                wait_for_a_checkpoint(folder, process)
+            time.sleep(generator.uniform(0.1, 0.7) * (1 if strike == 0 else seconds))
+            if process.poll() is None:
+                send(process, signal.SIGTERM if strike == 1 else signal.SIGKILL)
+                counts["kills"] += 1
+    done = snakemake(folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert outcome(folder) == expected
+    assert not list(folder.glob("results/**/.*.tmp"))
+    assert verify([], folder / "data", folder / "results").problems == []
+    assert "Nothing to be done" in snakemake(folder).stderr
 
 
 @pytest.mark.long
