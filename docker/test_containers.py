@@ -329,7 +329,7 @@ def test_docker_stop_writes_a_checkpoint_and_the_next_run_goes_on(tmp_path: Path
     assert time.monotonic() - before < 20
     assert docker("inspect", "-f", "{{.State.ExitCode}}", first).stdout.strip() == "143", log(first)
     assert "the same command continues from there" in log(first)
-    assert len(list(folder.glob("results/runs/*/*/*/checkpoint.pt"))) == 1
+    assert len(list(folder.glob("results/runs/*/*/*/checkpoints/step-*.pt"))) == 1
     assert "epoch 30/30" not in log(first)
 
     # Killed without a chance to clean up: Snakemake's lock stays.
@@ -420,7 +420,7 @@ def test_a_stop_under_apptainer_writes_a_checkpoint(tmp_path: Path) -> None:
             if run.poll() is None:
                 os.killpg(run.pid, signal.SIGKILL)
     assert "the same command continues" in wait_for(log.read_text, "the same command continues", 10)
-    assert len(list(folder.glob("results/runs/*/*/*/checkpoint.pt"))) == 1
+    assert len(list(folder.glob("results/runs/*/*/*/checkpoints/step-*.pt"))) == 1
     printed = succeeded(snakemake(folder, "--use-singularity", *settings))
     assert "continuing" in printed
 

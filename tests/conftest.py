@@ -97,11 +97,15 @@ def make_images(n: int, seed: int) -> FakeSplit:
     return FakeSplit(np.clip(colour[labels] + noise, 0, 255).astype(np.uint8), labels.astype(np.int64))
 
 
-@pytest.fixture
-def data() -> FakeData:
+def tiny_data() -> FakeData:
     """200 training and 60 test images in the shape of CIFAR-10."""
     train = make_images(200, 1)
     return FakeData(pretrain=train, train=train, test=make_images(60, 2))
+
+
+@pytest.fixture
+def data() -> FakeData:
+    return tiny_data()
 
 
 def tiny_spec(label: str = "wmse-2", seed: int = 0, benchmark: str = "cifar10", **overrides: Any) -> RunSpec:

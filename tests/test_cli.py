@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, tiny_spec
 
 from wmse.cli import main
+from wmse.errors import STOPPED_EXIT
+from wmse.methods import StepOutput
+from wmse.pretrain import Trainer
 
 
 def wmse(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -53,6 +59,36 @@ def test_prepare_pretrain_evaluate_and_report_by_hand(tmp_path: Path) -> None:
     assert plots == {"training", "dynamics", "accuracy", "collapse", "time"}
 
 
+def test_a_stopped_training_exits_with_75_and_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = str(tmp_path / "data"), tmp_path / "run"
+    spec = tiny_spec("wmse-2", benchmark="fashion_mnist", epochs=1, lr_drops=[], batch_size=1024)
+    command = ["pretrain", "--spec", json.dumps(spec.compact()), "--data-root", data, "--out", str(run)]
+    assert main(["prepare", "fashion_mnist", "--data-root", data]) == 0
+    step = Trainer.step
+
+    def signalled(trainer: Trainer, *index: torch.Tensor) -> StepOutput:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer, *index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", signalled)
+        assert main([*command, "--threads", "1"]) == STOPPED_EXIT == 75
+    assert "stopped by SIGTERM after step 1; the same command continues" in capsys.readouterr().out
+    assert main([*command, "--threads", "1", "--checkpoint-epochs", "1", "--keep-checkpoints", "1"]) == 0
+    assert "at step 1 of 9" in capsys.readouterr().out
+    assert len(list((run / "checkpoints").iterdir())) == 1
+
+
+@pytest.mark.parametrize("option", ["--checkpoint-seconds=0", "--checkpoint-epochs=0", "--keep-checkpoints=no"])
+def test_wrong_arguments_exit_with_2(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["pretrain", "cifar10/wmse-2/seed0", option])
+    assert caught.value.code == 2
+    assert option.partition("=")[0] in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -86,3 +122,33 @@ def test_an_unwritable_output_is_one_message(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     assert str(tmp_path / "file") in done.stderr
+
+
+def test_ctrl_c_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("wmse.datasets.prepare", interrupted)
+    assert main(["prepare", "cifar10"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_name_that_is_no_text_can_be_printed_and_logged(tmp_path: Path) -> None:
+    place = os.fsencode(tmp_path) + b"/\xff"
+    done = subprocess.run(
+        [sys.executable, "-m", "wmse", "prepare", "fashion_mnist", "--data-root", place, "--log", place + b"/log"],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=300,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"fashion_mnist: ready in" in done.stdout
+    assert b"fashion_mnist: ready in" in Path(os.fsdecode(place), "log").read_bytes()
+
+
+@pytest.mark.parametrize("log", ["/dev/full", "."])
+def test_a_log_that_cannot_be_written_does_not_hide_the_error(log: str) -> None:
+    done = wmse("prepare", "cifar11", "--log", log)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("wmse: error: unknown benchmark 'cifar11'") == 1

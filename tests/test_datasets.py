@@ -220,6 +220,7 @@ def test_all_forms_of_cifar_give_the_same_prepared_bytes(name, tmp_path):
     dumps = {
         "python": python2_pickle,
         "python3": lambda batch: pickle.dumps(batch, protocol=4),
+        "by-columns": lambda batch: pickle.dumps({**batch, b"data": np.asfortranarray(batch[b"data"])}, protocol=4),
         "python3-protocol2": lambda batch: pickle.dumps(batch, protocol=2),  # stores bytes by _codecs.encode
     }
     for label, dump in dumps.items():

@@ -11,7 +11,7 @@ from conftest import FakeData, tiny_spec
 from safetensors.torch import load_file
 from torchvision.models import resnet18
 
-from wmse.checkpoint import save_encoder
+from wmse.checkpoint import load_encoder, save_encoder
 from wmse.datasets import SOURCES
 from wmse.encoder import Encoder
 from wmse.errors import CheckpointError
@@ -83,10 +83,17 @@ def test_another_runs_encoder_or_data_is_refused(data: FakeData, tmp_path: Path)
         evaluate(tiny_spec(lr=0.5), data, tmp_path, CPU, **SILENT)
     save_encoder(tmp_path / "encoder.safetensors", Encoder(width=4), tiny_spec(lr=0.5), data.digest)
     with pytest.raises(CheckpointError, match=r"encoder\.safetensors: the encoder of cifar10/wmse-2/seed0-"):
+        load_encoder(tmp_path / "encoder.safetensors", Encoder(width=4), spec)
+    with pytest.raises(CheckpointError, match=r"encoder\.safetensors: is not the encoder that pretrain\.json"):
         evaluate(spec, data, tmp_path, CPU, **SILENT)
     (tmp_path / "encoder.safetensors").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match=r"encoder\.safetensors: not a readable encoder"):
+        load_encoder(tmp_path / "encoder.safetensors", Encoder(width=4), spec)
+    edited = tmp_path / "pretrain.json"
+    edited.write_text(edited.read_text().replace('"resumed": 0', '"resumed": 1'))
+    with pytest.raises(CheckpointError, match=r"pretrain\.json: was changed after it was written"):
         evaluate(spec, data, tmp_path, CPU, **SILENT)
+    edited.write_text(edited.read_text().replace('"resumed": 1', '"resumed": 0'))
     data.digest = "sha256:other"
     with pytest.raises(CheckpointError, match="trained on data with digest sha256:fake"):
         evaluate(spec, data, tmp_path, CPU, **SILENT)

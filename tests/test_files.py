@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import select
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,16 @@ from pathlib import Path
 import pytest
 
 from wmse.errors import DataError, WmseError
-from wmse.files import atomic_path, exclusive_lock, file_digest, write_json, write_text
+from wmse.files import (
+    atomic_path,
+    content_digest,
+    exclusive_lock,
+    file_digest,
+    lock_holder,
+    write_json,
+    write_sealed_json,
+    write_text,
+)
 
 
 def test_an_atomic_write_makes_folders_and_replaces_the_old_file(tmp_path: Path) -> None:
@@ -80,6 +90,15 @@ def test_digest_of_a_file(tmp_path: Path) -> None:
     assert file_digest(tmp_path / "x", "md5") == hashlib.md5(b"abc" * 100_000).hexdigest()
 
 
+def test_a_seal_holds_for_the_content_whatever_its_layout_and_breaks_with_any_value(tmp_path: Path) -> None:
+    write_sealed_json(tmp_path / "x.json", {"b": [1, 2.5, None], "a": {"x": True}})
+    content = json.loads((tmp_path / "x.json").read_text())
+    assert content["sha256"] == content_digest(dict(reversed(content.items())))
+    assert content["sha256"] == hashlib.sha256(b'{"a": {"x": true}, "b": [1, 2.5, null]}').hexdigest()
+    content["b"][1] = 2.6
+    assert content["sha256"] != content_digest(content)
+
+
 HOLD = """
 import sys
 from pathlib import Path
@@ -106,7 +125,7 @@ def held_elsewhere(path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_lock_refuses_a_second_process_and_names_the_holder(tmp_path: Path) -> None:
     path = tmp_path / "locks" / "run.lock"
     with held_elsewhere(path) as process:
-        expected = rf"run\.lock is locked by the first run \(pid {process.pid}\): wait"
+        expected = rf"run\.lock is locked by the first run \(pid {process.pid} on {socket.gethostname()}\): wait"
         for _ in range(2):  # the refused attempt must not have wiped the holder's name
             with pytest.raises(DataError, match=expected), exclusive_lock(path, "the second run", DataError):
                 pytest.fail("the lock was given twice")
@@ -115,8 +134,10 @@ def test_a_lock_refuses_a_second_process_and_names_the_holder(tmp_path: Path) ->
 def test_a_lock_is_free_once_its_holder_died(tmp_path: Path) -> None:
     path = tmp_path / "run.lock"
     with held_elsewhere(path) as process:
+        assert lock_holder(path) == f"the first run (pid {process.pid} on {socket.gethostname()})"
         process.kill()
         process.wait()
+        assert lock_holder(path) is None
         with exclusive_lock(path, "me"):
             assert path.read_text().startswith("me (pid ")
 

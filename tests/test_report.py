@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import re
 import subprocess
@@ -12,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 
-from wmse.config import experiments, parse_label
+from wmse.config import RunSpec, experiments, parse_label
+from wmse.datasets import prepare
 from wmse.errors import DataError
+from wmse.files import digests, write_sealed_json
 from wmse.report import build_report, write_dag, write_plots, write_tables
 from wmse.report.compare import compare
 from wmse.report.dag import direct, layers, parse_dot
@@ -42,8 +44,9 @@ def make_run(
     trained = method not in ("random", "pixels")
     if not trained:
         epochs, differences, d = 0, None, None
-    spec = {"benchmark": benchmark, "method": method, "d": d, "seed": seed, "epochs": epochs, **spec_extra}
-    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
+    spec = {"benchmark": benchmark, "method": method, "seed": seed, "epochs": epochs, **spec_extra}
+    spec |= {} if d is None else {"d": d}
+    digest = RunSpec.from_dict(spec, runnable=False).hash
     label = f"wmse-{d}" if method == "wmse" else method
     run = f"{benchmark}/{label}/seed{seed}-{digest[:8]}"
     pretrain = {"epochs": epochs, "wall_seconds": 2800.4, "views_per_second": 712.6, "resumed": 0}
@@ -74,9 +77,9 @@ def make_run(
     }
     directory = root / run
     directory.mkdir(parents=True)
-    (directory / "result.json").write_text(json.dumps(content))
     if trained:
         _write_history(directory / "history.csv", epochs, linear, seed)
+    write_sealed_json(directory / "result.json", {**content, "files": {}})
     return directory
 
 
@@ -91,7 +94,7 @@ def _write_history(file: Path, epochs: int, level: float, seed: int) -> None:
 
 
 def edit(directory: Path, key: str, value: Any = None, delete: bool = False) -> None:
-    """Change or delete one dotted key of a run's result.json."""
+    """Change or delete one dotted key of a run's result.json, as if it had been written so."""
     file = directory / "result.json"
     content = json.loads(file.read_text())
     *parents, last = key.split(".")
@@ -102,7 +105,7 @@ def edit(directory: Path, key: str, value: Any = None, delete: bool = False) -> 
         del target[last]
     else:
         target[last] = value
-    file.write_text(json.dumps(content))
+    write_sealed_json(file, content)
 
 
 def tables(run_dirs: list[Path], out: Path) -> str:
@@ -291,11 +294,11 @@ def test_table3_at_400_epochs_is_the_papers_recipe_too(tmp_path: Path) -> None:
 
 
 def test_specs_that_differ_beyond_the_seed_are_not_averaged(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path, seed=s, linear=50.0 + s, optimiser={"lr": 3e-3, "warm": 5}) for s in (0, 1)]
-    runs.append(make_run(tmp_path, seed=0, linear=60.0, optimiser={"lr": 1e-3, "warm": 5}))
+    runs = [make_run(tmp_path, seed=s, linear=50.0 + s, lr=3e-3, w_iter=2) for s in (0, 1)]
+    runs.append(make_run(tmp_path, seed=0, linear=60.0, lr=1e-3, w_iter=2))
     text = tables(runs, tmp_path / "out")
-    assert cells(text, "CIFAR-10", "W-MSE 4 (optimiser.lr=0.003)")[4] == "50.50 ± 0.71 (n=2)"
-    assert cells(text, "CIFAR-10", "W-MSE 4 (optimiser.lr=0.001)")[4] == "60.00 (n=1)"
+    assert cells(text, "CIFAR-10", "W-MSE 4 (lr=0.003)")[4] == "50.50 ± 0.71 (n=2)"
+    assert cells(text, "CIFAR-10", "W-MSE 4 (lr=0.001)")[4] == "60.00 (n=1)"
 
 
 def test_a_variant_never_stands_beside_the_papers_value_of_the_method(tmp_path: Path) -> None:
@@ -391,10 +394,13 @@ def test_a_result_older_than_a_parameter_joins_those_that_have_its_default(tmp_p
 
 
 def test_setting_labels_are_short_and_their_details_complete(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path, epochs=10, warm=1, decay=1), make_run(tmp_path, epochs=20, warm=2, decay=2)]
+    runs = [
+        make_run(tmp_path, epochs=10, w_iter=1, momentum=0.5),
+        make_run(tmp_path, epochs=20, w_iter=2, momentum=0.6),
+    ]
     part = section(tables(runs, tmp_path / "out"), "CIFAR-10")
     assert part.index("| W-MSE 4 (epochs=20)") < part.index("| W-MSE 4 (epochs=10)")
-    assert "- W-MSE 4 (epochs=10): epochs=10, decay=1, warm=1" in part
+    assert "- W-MSE 4 (epochs=10): epochs=10, momentum=0.5, w_iter=1" in part
 
 
 def test_csv_holds_the_numbers_of_the_markdown(tmp_path: Path) -> None:
@@ -455,12 +461,59 @@ def test_no_runs_gives_the_papers_tables(tmp_path: Path) -> None:
 # --- damaged results
 
 
+def test_a_result_that_does_not_fit_is_left_out_and_every_page_says_so(tmp_path: Path) -> None:
+    good = [make_run(tmp_path, seed=seed, linear=55.0) for seed in (0, 1)]
+    changed, other_spec, other_data, history = (make_run(tmp_path, seed=seed, linear=11.0) for seed in (2, 3, 4, 5))
+    result = changed / "result.json"
+    result.write_text(result.read_text().replace('"linear_top1": 11.0', '"linear_top1": 92.0'))
+    edit(other_spec, "spec.lr", 0.5)
+    edit(other_data, "data.digest", "sha256:" + "cd" * 32)
+    edit(history, "files", digests(history, "history.csv"))
+    (history / "history.csv").write_text((history / "history.csv").read_text().replace("1.9", "1.8"))
+    runs = [*good, changed, other_spec, other_data, history]
+    left_out = build_report(runs, tmp_path / "out")
+    reasons = (
+        "'sha256' is not the digest",
+        "the hash of 'spec' is",
+        "data with digest sha256:cdcd",
+        "is not the history",
+    )
+    assert [reason for reason in reasons if not any(reason in line for line in left_out)] == []
+    for run in (changed, other_spec, other_data, history):
+        assert sum(run.name in line for line in left_out) == 1
+    for page in ("tables.md", "claims.md"):
+        text = (tmp_path / "out" / page).read_text()
+        assert "4 results are left out of this page" in text[:200]
+        assert all(line in text for line in left_out)
+    assert cells((tmp_path / "out/tables.md").read_text(), "CIFAR-10", "W-MSE 4")[4] == "55.00 ± 0.00 (n=2)"
+    assert build_report(good, tmp_path / "out") == []
+    assert "left out" not in (tmp_path / "out/tables.md").read_text()
+
+
+def test_runs_must_have_been_computed_on_the_prepared_data_or_on_the_same(tmp_path: Path) -> None:
+    digest = prepare("fashion_mnist", tmp_path / "data", log=lambda line: None).digest
+    runs = [make_run(tmp_path, "fashion_mnist", differences=None, seed=seed) for seed in range(3)]
+    edit(runs[0], "data.digest", digest)
+    (left_out, _) = write_tables(runs, tmp_path / "out", tmp_path / "data")  # the majority is no proof
+    assert "the prepared data in" in left_out
+    assert digest in left_out
+    assert len(write_tables(runs[:2], tmp_path / "out")) == 2  # one against one: neither can be trusted
+    assert len(write_tables(runs, tmp_path / "out")) == 1
+
+
+def test_the_committed_results_vouch_for_themselves() -> None:
+    found = sorted((ROOT / "results/reference").glob("*/runs/*/*/*"))
+    assert len(load_runs(found)) == len(found) == 8
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("format", 2, "'format' is 2"),
         ("spec_hash", "xyz", "spec_hash"),
-        ("spec_hash", "0" * 64, "directory named seed0-00000000"),
+        ("spec_hash", "0" * 64, "the hash of 'spec' is"),
+        ("spec.epochs", 7, "the hash of 'spec' is"),
+        ("spec.epoch", 7, "'spec' is no specification of this version"),
         ("seed", 3, "directory named seed3-"),
         ("seed", True, "'seed' must be of type int"),
         ("benchmark", "stl10", "'spec.benchmark'"),
@@ -478,7 +531,7 @@ def test_wrong_values_name_file_and_key(tmp_path: Path, key: str, value: Any, me
     run = make_run(tmp_path)
     edit(run, key, value)
     with pytest.raises(DataError, match=re.escape(message)) as caught:
-        write_tables([run], tmp_path / "out")
+        load_runs([run])
     assert str(run / "result.json") in str(caught.value)
 
 
@@ -494,7 +547,7 @@ def test_missing_keys_name_file_and_key(tmp_path: Path, key: str) -> None:
     run = make_run(tmp_path)
     edit(run, key, delete=True)
     with pytest.raises(DataError, match=f"key '{re.escape(key)}' is missing") as caught:
-        write_tables([run], tmp_path / "out")
+        load_runs([run])
     assert str(run / "result.json") in str(caught.value)
 
 
@@ -503,7 +556,7 @@ def test_a_result_that_is_no_json_object(tmp_path: Path, content: str) -> None:
     run = make_run(tmp_path)
     (run / "result.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(DataError, match=r"result\.json"):
-        write_tables([run], tmp_path / "out")
+        load_runs([run])
 
 
 def test_a_damaged_result_leaves_the_old_report(tmp_path: Path) -> None:

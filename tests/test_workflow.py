@@ -112,7 +112,15 @@ def test_another_seed_adds_its_runs_and_keeps_the_others(finished: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "setting", ["device=auto", "threads=1", "compile=false", "checkpoint_minutes=3", "container=docker://other/image"]
+    "setting",
+    [
+        "device=auto",
+        "threads=1",
+        "compile=false",
+        "checkpoint_seconds=30",
+        "keep_checkpoints=3",
+        "container=docker://other/image",
+    ],
 )
 def test_settings_of_the_machine_rerun_nothing(finished: Path, setting: str) -> None:
     assert planned(finished, "--config", setting) == {}

@@ -3,39 +3,53 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import wmse
-from wmse.errors import ConfigError, WmseError
+from wmse.errors import STOPPED_EXIT, ConfigError, WmseError, explain
 
 if TYPE_CHECKING:
     from wmse.config import RunSpec
     from wmse.runtime import Runtime
 
 
+EXIT_CODES = (
+    "Exit status: 0 done; 1 an error to act on; 2 wrong arguments; 75 stopped by SIGTERM, SIGINT or SIGUSR1, with a "
+    "checkpoint written: the same command continues."
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors that a user can act on become one message and exit status 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     parser = build_parser()
     options = parser.parse_args(arguments)
     try:
         if options.log:
             options.log.parent.mkdir(parents=True, exist_ok=True)
         return options.command(options, Log(options.log)) or 0
-    except WmseError as error:
-        Log(options.log)(f"wmse: error: {error}", file=sys.stderr)
-        return 1
     except BrokenPipeError:  # the reader of our output has gone, e.g. `wmse runs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except WmseError as error:
+        message = f"wmse: error: {error}"
     except OSError as error:
-        Log(None)(f"wmse: error: {error}", file=sys.stderr)
-        return 1
+        message = f"wmse: error: {explain(error)}"
+    except KeyboardInterrupt:
+        Log(None)("wmse: interrupted; the same command starts again", file=sys.stderr)
+        return 130
+    Log(options.log)(message, file=sys.stderr)
+    return 1
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -69,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("pretrain", run_pretrain, "train one run (continues from its checkpoint)"),
         ("evaluate", run_evaluate, "linear probe and 5-nn of one run"),
     ):
-        command = commands.add_parser(name, help=text)
+        command = commands.add_parser(name, help=text, epilog=EXIT_CODES if name == "pretrain" else None)
         command.add_argument("run", nargs="?", help="a run of the configuration, e.g. cifar10/wmse-4/seed0")
         _add_config(command)
         command.add_argument("--spec", help="the run's specification as JSON, instead of a name")
@@ -78,13 +92,14 @@ def build_parser() -> argparse.ArgumentParser:
         _add_runtime(command)
         command.set_defaults(command=function)
         if name == "pretrain":
-            command.add_argument("--checkpoint-minutes", type=float, default=10.0, help="minutes between checkpoints")
+            _add_checkpoints(command)
             command.add_argument("--no-progress", action="store_true", help="no progress bar, also on a terminal")
 
     command = commands.add_parser("report", help="tables, plots and verdicts on the paper's claims from result files")
     command.add_argument("runs", nargs="*", type=Path, metavar="DIRECTORY", help="directories with a result.json")
     command.add_argument("--out", type=Path, default=Path("results"))
     command.add_argument("--only", choices=["tables", "claims", "plots"], help="default: all")
+    _add_data_root(command)
     command.set_defaults(command=run_report)
 
     command = commands.add_parser(
@@ -100,22 +115,49 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--quiet", action="store_true", help="print only what failed")
     command.set_defaults(command=run_selfcheck)
 
+    command = commands.add_parser("verify", help="hash data, checkpoints, encoders and results again: what is damaged?")
+    command.add_argument("runs", nargs="*", type=Path, metavar="DIRECTORY", help="runs (default: all in --results)")
+    command.add_argument("--results", type=Path, default=Path("results"))
+    _add_data_root(command)
+    command.set_defaults(command=run_verify)
+
     for command in commands.choices.values():
         command.add_argument("--log", type=Path, help="a file that gets every line of output as well")
     return parser
 
 
 class Log:
-    """Prints lines, and appends them to a file if there is one."""
+    """Prints lines, and appends them to a file if there is one.
+
+    A line that cannot be written, as on a full disk, ends no training: results report their own failures. A warning
+    says so once, where it still can.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
+        self.warned = False
 
     def __call__(self, line: str, file: TextIO | None = None) -> None:
-        print(line, file=file or sys.stdout, flush=True)
+        stream = file or sys.stdout
+        try:
+            print(line, file=stream, flush=True)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else it would fail again at the end
+            self._warn("the output", error)
         if self.path:
-            with open(self.path, "a", encoding="utf-8") as log:
-                log.write(line + "\n")
+            try:
+                with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as log:
+                    log.write(line + "\n")
+            except OSError as error:
+                self._warn(self.path, error)
+
+    def _warn(self, where: Path | str, error: OSError) -> None:
+        if not self.warned:
+            self.warned = True
+            with contextlib.suppress(OSError):
+                print(f"wmse: warning: {where}: {error.strerror}; going on without it", file=sys.stderr, flush=True)
 
 
 def _add_data_root(command: argparse.ArgumentParser) -> None:
@@ -125,6 +167,25 @@ def _add_data_root(command: argparse.ArgumentParser) -> None:
 def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("--root", type=Path, default=Path(), help="the project folder with config.yaml and workflow/")
     command.add_argument("--preset", help="instead of the preset in config.yaml")
+
+
+def _add_checkpoints(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--checkpoint-seconds", type=_positive(float), default=600, help="between two (default: 600)")
+    command.add_argument("--checkpoint-epochs", type=_positive(int), help="also after every so many epochs")
+    command.add_argument("--keep-checkpoints", type=_positive(int), default=2, help="the newest that stay (default: 2)")
+
+
+def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
+    """A type of arguments for argparse: a number above 0."""
+
+    def number(text: str) -> float:
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+        return value
+
+    number.__name__ = f"{kind.__name__} above 0"  # argparse puts it into "invalid ... value"
+    return number
 
 
 def _add_runtime(command: argparse.ArgumentParser) -> None:
@@ -151,6 +212,9 @@ def run_list(options: argparse.Namespace, log: Log) -> None:
 
 
 def run_estimate(options: argparse.Namespace, log: Log) -> None:
+    for name, value in (("--watts", options.watts), ("--seconds", options.seconds)):
+        if value is not None and not 0 < value <= 1e6:
+            raise ConfigError(f"{name}: must be above 0 and at most 1,000,000, got {value}")
     project = _project(options)
     from wmse.estimate import WarmUp, estimate, notes, table, total
     from wmse.power import PowerMeter
@@ -187,9 +251,11 @@ def run_pretrain(options: argparse.Namespace, log: Log) -> int:
     spec, out, preset = _selected_run(options)
     if not spec.trained:
         raise ConfigError(f"{spec.run}: the baseline '{spec.method}' has nothing to train; use `wmse evaluate`")
+    from wmse.checkpoint import CheckpointPolicy
     from wmse.datasets import load
     from wmse.pretrain import Stopped, pretrain
 
+    policy = CheckpointPolicy(options.checkpoint_seconds, options.checkpoint_epochs, options.keep_checkpoints)
     data = load(spec.benchmark, options.data_root)
     runtime = _runtime(options, spec)
     try:
@@ -199,13 +265,13 @@ def run_pretrain(options: argparse.Namespace, log: Log) -> int:
             out,
             runtime,
             preset=preset,
-            checkpoint_minutes=options.checkpoint_minutes,
+            checkpoints=policy,
             log=log,
             progress_bar=False if options.no_progress else None,
         )
     except Stopped as stopped:
         log(str(stopped))
-        return 128 + (stopped.signal or 0)
+        return STOPPED_EXIT
     return 0
 
 
@@ -221,13 +287,15 @@ def run_report(options: argparse.Namespace, log: Log) -> None:
     from wmse.report import build_report, write_claims, write_plots, write_tables
 
     parts = {"tables": write_tables, "claims": write_claims, "plots": write_plots}
-    parts.get(options.only, build_report)(options.runs, options.out)
+    left_out = parts.get(options.only, build_report)(options.runs, options.out, options.data_root)
+    for line in left_out:
+        log(f"wmse: left out: {line}", file=sys.stderr)
 
 
 def run_dag(options: argparse.Namespace, log: Log) -> None:
     from wmse.report import write_dag
 
-    write_dag(sys.stdin.read(), _json_object("--jobs", options.jobs), options.out)
+    write_dag(sys.stdin.buffer.read().decode("utf-8", "replace"), _json_object("--jobs", options.jobs), options.out)
 
 
 def run_selfcheck(options: argparse.Namespace, log: Log) -> int:
@@ -237,6 +305,17 @@ def run_selfcheck(options: argparse.Namespace, log: Log) -> int:
     if failed:
         raise WmseError(f"selfcheck: {failed} of the checks failed")
     return 0
+
+
+def run_verify(options: argparse.Namespace, log: Log) -> None:
+    from wmse.verify import verify
+
+    findings = verify(options.runs, options.data_root, options.results)
+    for line in findings.problems:
+        log(line)
+    if findings.problems:
+        raise WmseError(findings.summary())
+    log(findings.summary())
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------
@@ -268,7 +347,7 @@ def _selected_run(options: argparse.Namespace) -> tuple[RunSpec, Path, str]:
 def _json_object(option: str, text: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{option}: not valid JSON ({error})") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{option}: must be a JSON object")

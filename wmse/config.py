@@ -13,6 +13,7 @@ import fnmatch
 import functools
 import hashlib
 import json
+import os
 import re
 import types
 import typing
@@ -137,13 +138,13 @@ class RunSpec:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> RunSpec:
-        """Check names, types, ranges and combinations.
+    def from_dict(cls, values: Mapping[str, Any], *, runnable: bool = True) -> RunSpec:
+        """Check names and types, and choices, ranges and combinations unless it need not be `runnable` here and now.
 
         Raises:
             ConfigError: naming cell, key and allowed values.
         """
-        where = f"{values.get('benchmark', '?')}/{values.get('method', '?')}"
+        where = shorten(f"{values.get('benchmark', '?')!s:.100}/{values.get('method', '?')!s:.100}")
         known = {field.name for field in dataclasses.fields(cls)}
         for key in values:
             if key not in known:
@@ -153,7 +154,12 @@ class RunSpec:
                 raise ConfigError(f"run specification: the key '{key}' is missing")
         kinds = typing.get_type_hints(cls)
         spec = cls(**{key: _typed(where, key, value, kinds[key]) for key, value in values.items()})
-        _check(spec)
+        if runnable:
+            for key in values:
+                choices = method_names() if key == "method" else CHOICES.get(key)
+                if choices is not None and values[key] not in choices:
+                    raise ConfigError(f"{where}: {key}: {unknown('value', values[key], choices)}")
+            _check(spec)
         return spec
 
 
@@ -168,7 +174,10 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "stem": ("cifar", "small", "imagenet"),
     "whitening": ("auto", "cholesky", "batch_norm", "identity"),
 }
-# Inclusive bounds; None is no bound.
+LARGEST = 2**31 - 1  # of every number: far above what can be computed, far below what overflows
+MOST_VALUES = 100_000  # in a YAML file, with every alias counted as what it stands for
+VARIANT = re.compile(r"[a-z0-9][a-z0-9.-]{0,99}", re.ASCII)  # part of a folder's name
+# Inclusive bounds; None stands for LARGEST.
 RANGES: dict[str, tuple[float, float | None]] = {
     "d": (1, 64),
     "seed": (0, 2**31 - 1),
@@ -211,9 +220,23 @@ RANGES: dict[str, tuple[float, float | None]] = {
 def unknown(what: str, name: str, allowed: Iterable[str]) -> str:
     """'unknown <what> <name>', with the likely meaning and the allowed values."""
     names = sorted(allowed)
-    close = difflib.get_close_matches(name, names, n=1)
+    close = difflib.get_close_matches(name[:100], names, n=1)
     hint = f" (did you mean '{close[0]}'?)" if close else ""
-    return f"unknown {what} '{name}'{hint}; allowed: {', '.join(names)}"
+    return f"unknown {what} '{shorten(name)}'{hint}; allowed: {', '.join(names)}"
+
+
+def shorten(text: str, width: int = 200) -> str:
+    """Text for a message of one line: at most `width` characters, control characters escaped."""
+    text = text if text.isprintable() else repr(text)[1:-1]
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def show(value: Any) -> str:
+    """A value for a message, as Python writes it."""
+    try:
+        return shorten(repr(value))
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a list of lists of lists
+        return f"some {type(value).__name__}"
 
 
 def _typed(where: str, key: str, value: Any, kind: Any) -> Any:
@@ -223,21 +246,18 @@ def _typed(where: str, key: str, value: Any, kind: Any) -> Any:
         variadic = len(kinds) == 2 and kinds[1] is Ellipsis
         if not isinstance(value, list | tuple) or (not variadic and len(value) != len(kinds)):
             size = "a list" if variadic else f"a list of {len(kinds)} numbers"
-            raise ConfigError(f"{where}: {key} must be {size}, got {value!r}")
+            raise ConfigError(f"{where}: {key} must be {size}, got {show(value)}")
         kinds = (kinds[0],) * len(value) if variadic else kinds
         return tuple(_typed(where, key, v, k) for v, k in zip(value, kinds, strict=True))
     accepted = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}[kind]
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         name = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}[kind]
-        raise ConfigError(f"{where}: {key} must be {name}, got {value!r}")
-    choices = method_names() if key == "method" else CHOICES.get(key)
-    if choices is not None and value not in choices:
-        raise ConfigError(f"{where}: {key}: {unknown('value', value, choices)}")
+        raise ConfigError(f"{where}: {key} must be {name}, got {show(value)}")
     if key in RANGES:
         low, high = RANGES[key]
-        if not low <= value <= (float("inf") if high is None else high):
-            bound = f"at least {low:g}" if high is None else f"from {low:g} to {high:g}"
-            raise ConfigError(f"{where}: {key} must be {bound}, got {value!r}")
+        if not low <= value <= (LARGEST if high is None else high):
+            bound = f"from {low:g} to {high:g}" if high is not None else f"at least {low:g} and at most {LARGEST}"
+            raise ConfigError(f"{where}: {key} must be {bound}, got {show(value)}")
     return kind(value)
 
 
@@ -246,8 +266,12 @@ def _check(spec: RunSpec) -> None:
 
     def require(condition: bool, message: str) -> None:
         if not condition:
-            raise ConfigError(f"{spec.cell}: {message}")
+            raise ConfigError(f"{shorten(spec.cell)}: {message}")
 
+    require(
+        not spec.variant or VARIANT.fullmatch(spec.variant) is not None,
+        f"variant must be of the characters a-z, 0-9, '-' and '.', got {show(spec.variant)}",
+    )
     for key in ("crop_scale", "blur_sigma"):
         low, high = getattr(spec, key)
         require(low <= high, f"{key} must be [low, high] with low <= high, got {[low, high]}")
@@ -327,8 +351,8 @@ def parse_label(label: str) -> tuple[str, int, str]:
         if dash:
             raise ConfigError(f"method '{label}': the baseline '{method}' takes no number of positives")
         return method, 1, variant
-    if dash and not (number.isascii() and number.isdigit() and 2 <= int(number) <= 64):
-        raise ConfigError(f"method '{label}': the number of positives must be an integer from 2 to 64")
+    if dash and not (re.fullmatch(r"[0-9]{1,2}", number) and 2 <= int(number) <= 64):
+        raise ConfigError(f"method {show(label)}: the number of positives must be an integer from 2 to 64")
     return method, int(number) if dash else 2, variant
 
 
@@ -365,9 +389,10 @@ def paper_parameters(
 
 def _scaled(where: str, key: str, value: Any, factor: str, d: int) -> int | float:
     """`value` times the relative value `factor`, "* NUMBER" or "* NUMBER / d"; an integer stays one, at least 1."""
-    match = re.fullmatch(r"\*\s*(\d+(?:\.\d+)?)(\s*/\s*d)?", factor)
-    if not match or not isinstance(value, int | float) or float(match[1]) == 0:
-        raise ConfigError(f"{where}: {key}: {factor!r} must be '* NUMBER' or '* NUMBER / d' of a numeric parameter")
+    match = re.fullmatch(r"\*\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)(\s*/\s*d)?", factor)
+    usable = isinstance(value, int | float) and abs(value) <= LARGEST  # false for NaN as well
+    if not match or not usable or float(match[1]) == 0:
+        raise ConfigError(f"{where}: {key}: {show(factor)} must be '* NUMBER' or '* NUMBER / d' of a numeric parameter")
     product = value * float(match[1]) / (d if match[2] else 1)
     return max(1, round(product)) if isinstance(value, int) else product
 
@@ -453,7 +478,12 @@ def load_project(root: Path, config: Mapping[str, Any] | None = None) -> Project
         ConfigError: one message that names the key and what is allowed.
     """
     workflow = root / "workflow"
-    config = plain_values(dict(read_yaml(root / "config.yaml") if config is None else config))
+    config = read_yaml(root / "config.yaml") if config is None else dict(config)
+    try:
+        count_values(config, {})
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"configuration: {error}") from None
+    config = plain_values(config)
     presets = {path.stem: path for path in sorted((workflow / "presets").glob("*.yaml"))}
     name = config.get("preset", "quick")
     if not isinstance(name, str) or name not in presets:
@@ -465,9 +495,21 @@ def load_project(root: Path, config: Mapping[str, Any] | None = None) -> Project
     validate(settings, schema)
     for key, value in schema["properties"].items():
         settings.setdefault(key, value.get("default"))
+    for key in ("data_root", "results"):
+        _check_path(key, settings[key])
     # The preset's patterns come first, so that the user's have the last word.
     patterns = [*_mapping(preset, "parameters").items(), *_mapping(config, "parameters").items()]
     return Project(settings, tuple(_runs(settings, patterns)))
+
+
+def _check_path(key: str, path: str) -> None:
+    try:
+        name = os.fsencode(path)
+        usable = b"\0" not in name and len(name) <= 2000 and all(len(part) <= 255 for part in name.split(b"/"))
+    except UnicodeEncodeError:
+        usable = False
+    if not usable:
+        raise ConfigError(f"key '{key}': {show(path)} cannot be the name of a folder")
 
 
 def plain_values(value: Any) -> Any:
@@ -495,22 +537,47 @@ def plain_values(value: Any) -> Any:
 def _mapping(config: Mapping[str, Any], key: str) -> dict[str, Any]:
     value = config.get(key)
     if not isinstance(value, dict | types.NoneType):
-        raise ConfigError(f"key '{key}' must be a mapping, got {value!r}")
+        raise ConfigError(f"key '{key}' must be a mapping, got {show(value)}")
     return value or {}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping from a file; ConfigError names the file and the line."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        count_values(node, {})
+        content = None if node is None else loader.construct_document(node)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid YAML: nested too deeply") from None
+    except Exception as error:  # PyYAML raises many kinds where a value does not fit its tag
         detail = " ".join(str(error).split())
-        raise ConfigError(f"{path}: not valid YAML: {detail}") from None
+        raise ConfigError(f"{path}: not valid YAML: {shorten(detail, 500)}") from None
     if not isinstance(content, dict | types.NoneType):
         raise ConfigError(f"{path}: must hold a mapping of keys to values")
     return content or {}
+
+
+def count_values(value: Any, sizes: dict[int, int]) -> int:
+    """Values inside `value`, plain or nodes of YAML, with every alias written out; `sizes` is filled on the way.
+
+    Without this, nine lines of aliases of aliases would fill the memory. ValueError if they are too many, or if one
+    contains itself.
+    """
+    inside = value.value if isinstance(value, yaml.CollectionNode) else value
+    if not isinstance(inside, list | dict):
+        return 1
+    if id(value) not in sizes:
+        sizes[id(value)] = MOST_VALUES  # while it is being counted: whoever contains itself has too many
+        pairs = inside.items() if isinstance(inside, dict) else inside
+        items = [item for pair in pairs for item in (pair if isinstance(pair, tuple) else (pair,))]
+        sizes[id(value)] = 1 + sum(count_values(item, sizes) for item in items)
+    if sizes[id(value)] > MOST_VALUES:
+        raise ValueError(f"more than {MOST_VALUES:,} values, or one that contains itself")
+    return sizes[id(value)]
 
 
 def validate(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
@@ -521,7 +588,7 @@ def validate(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
     if not errors:
         return
     error = jsonschema.exceptions.best_match(errors)
-    key = ".".join(map(str, error.absolute_path))
+    key = shorten(".".join(map(str, error.absolute_path)))
     where = f"key '{key}': " if key else ""
     if error.validator == "additionalProperties":
         allowed = error.schema.get("properties", {})
@@ -530,12 +597,14 @@ def validate(settings: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
     if error.validator == "enum":
         raise ConfigError(where + unknown("value", str(error.instance), map(str, error.validator_value)))
     note = error.schema.get("description")
-    raise ConfigError(where + error.message + (f"; expected: {note}" if note else ""))
+    raise ConfigError(where + shorten(error.message) + (f"; expected: {note}" if note else ""))
 
 
 def _runs(settings: Mapping[str, Any], patterns: Sequence[tuple[str, Mapping[str, Any]]]) -> list[RunSpec]:
     cells = _selected_cells(settings)
     for pattern, _ in patterns:
+        if not isinstance(pattern, str):
+            raise ConfigError(f"key 'parameters': pattern {show(pattern)} must be text, e.g. '*/wmse-4'")
         benchmark = pattern.partition("/")[0]
         if "/" not in pattern and pattern != "*":
             raise ConfigError(

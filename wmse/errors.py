@@ -4,9 +4,44 @@ Every message names the file or key that is wrong and says what to do; the comma
 and exits with a non-zero status.
 """
 
+import errno
+
+# The exit status of a run that a signal stopped after it had written a checkpoint: the same command continues it.
+# EX_TEMPFAIL of sysexits.h, on which batch systems can be told to repeat.
+STOPPED_EXIT = 75
+
+LONGEST_MESSAGE = 4000  # characters; what a damaged file holds may be longer
+
+
+# What helps when the system refuses to read or write a file.
+_REMEDIES = {
+    errno.ENOSPC: "free some space; everything written so far is intact",
+    errno.EDQUOT: "free some space or raise the quota; everything written so far is intact",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f); everything written so far is intact",
+    errno.EROFS: "mount it for writing, or choose another folder",
+    errno.EACCES: "change its permissions or owner, or choose another folder",
+    errno.EPERM: "change its permissions or owner, or choose another folder",
+    errno.ENOTDIR: "a file stands where a folder is needed: move it away",
+    errno.EISDIR: "a folder stands where a file is needed: move it away",
+    errno.EEXIST: "a file stands where a folder is needed: move it away",
+    errno.EIO: "the disk or the network storage fails: check it, then run `wmse verify`",
+}
+
+
+def explain(error: OSError) -> str:
+    """`PATH: No space left on device: free some space; ... Then run the same command again`."""
+    where = f"{error.filename2 or error.filename}: " if error.filename else ""
+    remedy = _REMEDIES.get(error.errno or 0)
+    advice = f": {remedy}. Then run the same command again" if remedy else ""
+    return f"{where}{error.strerror or error}{advice}"
+
 
 class WmseError(Exception):
     """Base of all errors that are reported to the user as one message."""
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return message if len(message) <= LONGEST_MESSAGE else message[: LONGEST_MESSAGE - 3] + "..."
 
 
 class ConfigError(WmseError):
@@ -23,3 +58,7 @@ class CheckpointError(WmseError):
 
 class TrainingError(WmseError):
     """Pretraining cannot go on (for example a singular covariance); the message names run, step and likely cause."""
+
+
+class OutOfMemoryError(WmseError):
+    """The device's or the machine's memory does not suffice; the message names the peak and what to lower."""

@@ -16,16 +16,20 @@ from wmse.config import RunSpec, paper_differences
 from wmse.datasets import SOURCES, Prepared
 from wmse.errors import CheckpointError
 from wmse.features import extract, raw_pixels
-from wmse.files import write_json
+from wmse.files import content_digest, exclusive_lock, file_digest, write_sealed_json
 from wmse.images import open_images
 from wmse.methods import build_encoder
 from wmse.pretrain import PRETRAINED
 from wmse.probes import knn_accuracy, linear_accuracy
 from wmse.provenance import peak_memory_bytes, provenance
-from wmse.runtime import Runtime
+from wmse.runtime import Runtime, out_of_memory
 from wmse.streams import stream, stream_seed
 
 RESULT = "result.json"
+MEMORY_REMEDY = (
+    "The features of all images are held at once: evaluate on a machine with more memory, or on the CPU (device: cpu). "
+    "The training is not affected"
+)
 
 
 def evaluate(
@@ -40,14 +44,22 @@ def evaluate(
     """Evaluate the run in `out` and write result.json with every number's provenance.
 
     Raises:
-        CheckpointError: the encoder or pretrain.json is missing or of another run.
+        CheckpointError: the encoder or pretrain.json is missing, changed or of another run, or a process works on it.
     """
+    with exclusive_lock(out / ".lock", f"wmse evaluate {spec.run}", CheckpointError):
+        return _evaluate(spec, data, out, runtime, preset, log)
+
+
+def _evaluate(
+    spec: RunSpec, data: Prepared, out: Path, runtime: Runtime, preset: str, log: Callable[[str], None]
+) -> dict[str, Any]:
     started = time.perf_counter()
     pretrained = _read_pretrained(out, spec, data) if spec.trained else {}
-    train, test = features(spec, data, out, runtime)
-    seconds = time.perf_counter() - started
-    log(f"{spec.run}: features {tuple(train.shape)} and {tuple(test.shape)} in {seconds:.1f} s")
-    metrics = probe(spec, data, train, test)
+    with out_of_memory(lambda: f"{spec.run}: evaluation", runtime.device, MEMORY_REMEDY):
+        train, test = features(spec, data, out, runtime)
+        seconds = time.perf_counter() - started
+        log(f"{spec.run}: features {tuple(train.shape)} and {tuple(test.shape)} in {seconds:.1f} s")
+        metrics = probe(spec, data, train, test)
     log(", ".join(f"{name} {value:.2f} %" for name, value in metrics.items() if value is not None))
     result = {
         "format": 1,
@@ -74,8 +86,9 @@ def evaluate(
         # A trained run's numbers come from its training; where the probes ran is recorded beside it.
         "provenance": pretrained.get("provenance") or provenance(runtime.describe()),
         "evaluation_provenance": provenance(runtime.describe()),
+        "files": pretrained.get("files", {}),
     }
-    write_json(out / RESULT, result)
+    write_sealed_json(out / RESULT, result)
     return result
 
 
@@ -83,13 +96,23 @@ def _read_pretrained(out: Path, spec: RunSpec, data: Prepared) -> dict[str, Any]
     path = out / PRETRAINED
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        found, digest = content["spec_hash"], content["data"]["digest"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error!r}): run the pretraining of {spec.run} first") from None
+        found, digest, encoder = content["spec_hash"], content["data"]["digest"], content["files"][ENCODER]
+        seal = content["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error!r:.200}): run the pretraining of {spec.run} first"
+        ) from None
+    if seal != content_digest(content):
+        raise CheckpointError(f"{path}: was changed after it was written: run the pretraining of {spec.run} again")
     if found != spec.hash:
-        raise CheckpointError(f"{path}: belongs to a run with hash {found[:8]}, not to {spec.run}")
+        raise CheckpointError(f"{path}: belongs to a run with hash {found!s:.8}, not to {spec.run}")
     if digest != data.digest:
         raise CheckpointError(f"{path}: was trained on data with digest {digest}, the prepared data has {data.digest}")
+    if (out / ENCODER).is_file() and encoder != f"sha256:{file_digest(out / ENCODER)}":
+        raise CheckpointError(
+            f"{out / ENCODER}: is not the encoder that {PRETRAINED} describes: remove it and run the pretraining of "
+            f"{spec.run} again, which continues from its last checkpoint"
+        )
     return content
 
 

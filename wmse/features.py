@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -11,16 +13,23 @@ from wmse.runtime import Runtime
 
 
 @torch.no_grad()
-def extract(encoder: nn.Module, images: ArrayImages | FileImages, runtime: Runtime) -> Tensor:
+def extract(
+    encoder: nn.Module,
+    images: ArrayImages | FileImages,
+    runtime: Runtime,
+    between: Callable[[], None] = lambda: None,
+) -> Tensor:
     """(n, f) float32 features of the un-augmented images, in eval mode, not normalised; on the runtime's device.
 
-    The encoder's mode is restored afterwards. Raises TrainingError if a feature is not finite.
+    `between` is called before every batch and may raise. The encoder's mode is restored in any case. Raises
+    TrainingError if a feature is not finite.
     """
     was_training = encoder.training
     encoder.eval()
     try:
         parts = []
         for batch in images.plain(batch=500):
+            between()
             with runtime.autocast():
                 parts.append(encoder(runtime.batch(batch)).float())
         features = torch.cat(parts)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from wmse.config import RunSpec
 from wmse.datasets import Source, Split
-from wmse.errors import DataError
+from wmse.datasets.decode import decode_image
 from wmse.streams import stream
 from wmse.views import ViewRecipe, draw_params, make_view, normalize, resize_center_crop
 
@@ -163,12 +163,5 @@ def _pad(images: list[Tensor]) -> Tensor:
 
 
 def decode(path: Path) -> Tensor:
-    """An image file as uint8 (3, h, w), RGB; DataError names a file that is broken."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path}: cannot be decoded ({error}): restore the file from the original archive") from None
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    """An image file as uint8 (3, h, w), RGB; DataError names a file that is broken or far too large."""
+    return torch.from_numpy(decode_image(path, str(path))).permute(2, 0, 1).contiguous()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import signal
 import sys
@@ -20,25 +21,46 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
-from wmse.checkpoint import CHECKPOINT, ENCODER, load_checkpoint, save_checkpoint, save_encoder
+from wmse.checkpoint import (
+    CHECKPOINTS,
+    DEFAULT_POLICY,
+    ENCODER,
+    CheckpointPolicy,
+    load_checkpoint,
+    save_checkpoint,
+    save_encoder,
+)
 from wmse.config import RunSpec, paper_differences
 from wmse.datasets import SOURCES, Prepared
 from wmse.errors import CheckpointError, ConfigError, TrainingError
+from wmse.events import EventFile
 from wmse.features import extract
-from wmse.files import exclusive_lock, write_json, write_text
+from wmse.files import digests, exclusive_lock, remove_temporaries, write_sealed_json, write_text
 from wmse.images import open_images
-from wmse.methods import StepOutput, build_method
+from wmse.methods import Method, StepOutput, build_method
 from wmse.optim import build_optimizer, learning_rate
 from wmse.probes import embedding_spread, knn_accuracy
 from wmse.provenance import peak_memory_bytes, provenance
-from wmse.runtime import Runtime
+from wmse.runtime import Runtime, out_of_memory
 from wmse.streams import stream, stream_seed
 from wmse.whitening import SingularCovarianceError, check_factorisations
 
 HISTORY = "history.csv"
 PRETRAINED = "pretrain.json"
+DIVERGED = (
+    "Usual causes: a learning rate (lr) that is too high, a warm-up that is too short, or bf16 (avoided by "
+    "`precision: fp32` under `parameters`). What was saved before this step is kept"
+)
+MEMORY_REMEDY = (
+    "Its checkpoints are kept: the same command goes on from them where there is more memory. `precision: bf16` or a "
+    "smaller batch_size under `parameters` need less, but make another run; and a smaller batch, which must be a "
+    "multiple of w_size, changes the paper's method: its batch norm, its recipe, SimCLR's negatives"
+)
 SAME_REQUEST = 2.0  # seconds within which a repeated signal is the same request to stop
+COLLAPSED_STEPS = 100  # with equal embeddings, after which a run is over; a last layer that starts at zero needs a few
+NEARLY_COLLAPSED = 0.05  # spread of the embeddings that deserves a warning; the runs of the recipes keep above 0.7
 LOG_EVERY = 20  # steps between updates of the progress bar: reading the loss makes the host wait for the device
 
 
@@ -47,7 +69,8 @@ class Stopped(Exception):
 
     def __init__(self, step: int, signal_number: int | None = None) -> None:
         self.step, self.signal = step, signal_number
-        super().__init__(f"stopped after step {step}; the same command continues from there")
+        by = f" by {signal.Signals(signal_number).name}" if signal_number else ""
+        super().__init__(f"stopped{by} after step {step}; the same command continues from there")
 
 
 @dataclass
@@ -89,6 +112,7 @@ class Progress:
     epoch_seconds: float = 0.0  # of the current epoch
     loss_sum: float = 0.0  # over the current epoch's steps
     resumed: int = 0
+    unevaluated: dict[str, Any] | None = None  # the record of an epoch that has ended, until its evaluation has
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -97,7 +121,8 @@ class Trainer:
 
     Args:
         out: the run's directory.
-        stop: asked after every step; True writes a checkpoint and raises `Stopped`.
+        stop: asked after every step and between the parts of an evaluation; True writes a checkpoint and raises
+            `Stopped`.
         log: gets one line an epoch.
         progress_bar: None shows one on a terminal only.
     """
@@ -109,14 +134,14 @@ class Trainer:
         out: Path,
         runtime: Runtime,
         *,
-        checkpoint_minutes: float = 10,
+        checkpoints: CheckpointPolicy = DEFAULT_POLICY,
         stop: Callable[[], bool] = lambda: False,
         log: Callable[[str], None] = print,
         progress_bar: bool | None = None,
     ) -> None:
         self.spec, self.data, self.out, self.runtime = spec, data, out, runtime
         self.shows_bar = sys.stderr.isatty() if progress_bar is None else progress_bar
-        self.checkpoint_seconds, self.stop, self.log = 60 * checkpoint_minutes, stop, log
+        self.checkpoints, self.stop, self.log = checkpoints, stop, log
         source = SOURCES[spec.benchmark]
         device = runtime.device
         self.images = open_images(data["pretrain"], source, spec, device)
@@ -135,23 +160,26 @@ class Trainer:
         self.progress = Progress()
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self.clock = Clock()
-        self.guard = StepGuard(spec, self.steps_per_epoch)
+        self.guard = StepGuard(spec, self.steps_per_epoch, self.method)
+        self.saved_at = time.monotonic()
 
     def run(self) -> list[dict[str, Any]]:
         """Train to the end (from the checkpoint, if there is one); returns the history."""
         self._restore()
-        progress, saved_at = self.progress, time.monotonic()
-        with self._tensorboard() as board, self._bar() as bar:
+        progress, self.saved_at = self.progress, time.monotonic()
+        # Events after the checkpoint belong to steps that are now repeated.
+        board = EventFile(self.out / "tensorboard", progress.step or None, self._say)
+        with self._bar() as bar:
+            if progress.unevaluated:
+                self._finish_epoch(board)
             while progress.step < self.total_steps:
                 for output in self._epoch_steps(bar):
                     if progress.step % self.steps_per_epoch == 0:
-                        self._end_epoch(output, board)
-                    stopping = self.stop()
-                    if stopping or time.monotonic() - saved_at > self.checkpoint_seconds:
+                        self._end_epoch(output)
+                        self._finish_epoch(board)
+                    self._stop_if_asked()
+                    if self._checkpoint_due():
                         self.save()
-                        saved_at = time.monotonic()
-                    if stopping:
-                        raise Stopped(progress.step)
         self.save()
         return progress.history
 
@@ -181,9 +209,9 @@ class Trainer:
         self.method.train()
         with self.runtime.autocast():
             output = self.method([self.runtime.batch(view) for view in views], stream(spec.seed, "slices", step))
-        self.guard.check(step, output)
         self.optimizer.zero_grad(set_to_none=True)
         output.loss.backward()
+        self.guard.check(step, output)
         self.optimizer.step()
         self.method.after_step(step // self.steps_per_epoch / spec.epochs)
         self.progress.step += 1
@@ -191,11 +219,10 @@ class Trainer:
 
     # --- records ------------------------------------------------------------------------------------------------------
 
-    def _end_epoch(self, output: StepOutput, board: Any) -> None:
-        """Evaluate if it is due, and add a line to every record."""
+    def _end_epoch(self, output: StepOutput) -> None:
+        """Measure the epoch that has ended with this step."""
         self.guard.flush()
         spec, progress = self.spec, self.progress
-        epoch = progress.step // self.steps_per_epoch
         loss = self.loss_sum.item() / self.steps_per_epoch  # waits for the device, so that the time is right
         seconds = self.clock.seconds()
         views = self.steps_per_epoch * spec.batch_size * spec.d
@@ -203,7 +230,7 @@ class Trainer:
         progress.seconds += seconds
         progress.loss_sum = progress.epoch_seconds = 0.0
         record = EpochRecord(
-            epoch=epoch,
+            epoch=progress.step // self.steps_per_epoch,
             step=progress.step,
             views=progress.step * spec.batch_size * spec.d,
             seconds=round(progress.seconds, 3),
@@ -212,20 +239,35 @@ class Trainer:
             views_per_second=round(views / seconds, 1),
             embedding_std=spread.item(),
             effective_rank=rank.item(),
-            knn5_top1=self.knn() if evaluation_due(spec, epoch) else None,
-            peak_memory_mb=round(peak_memory_bytes(self.runtime.device.type) / 2**20, 1),
+            knn5_top1=None,
+            peak_memory_mb=0.0,
         )
+        progress.unevaluated = asdict(record)
+
+    def _finish_epoch(self, board: EventFile) -> None:
+        """Evaluate if it is due, and add a line to every record; a stop in the evaluation leaves all of this to do."""
+        spec, progress = self.spec, self.progress
+        record = EpochRecord(**progress.unevaluated)
+        if evaluation_due(spec, record.epoch):
+            record.knn5_top1 = self.knn()
+        record.peak_memory_mb = round(peak_memory_bytes(self.runtime.device.type) / 2**20, 1)
+        progress.unevaluated = None
         progress.history.append(asdict(record))
         write_text(self.out / HISTORY, history_csv(progress.history))
-        for name, value in asdict(record).items():
-            if value is not None and name not in ("epoch", "step"):
-                board.add_scalar(name, value, record.step)
+        scalars = {name: value for name, value in asdict(record).items() if value is not None}
+        board.add_scalars({name: scalars[name] for name in scalars if name not in ("epoch", "step")}, record.step)
         knn = f", 5-nn {record.knn5_top1:.2f} %" if record.knn5_top1 is not None else ""
         self._say(
             f"epoch {record.epoch}/{spec.epochs}, step {record.step}, loss {record.loss:.4f}, lr {record.lr:.2e}, "
             f"{record.views_per_second:.0f} views/s, spread {record.embedding_std:.3f}, "
             f"rank {record.effective_rank:.1f}{knn}"
         )
+        if record.embedding_std < NEARLY_COLLAPSED and not self.method.collapse_expected:
+            self._say(
+                f"warning: {spec.run}: the embeddings have nearly collapsed, with a spread of "
+                f"{record.embedding_std:.1e} (1 is isotropic, 0 a single point). If it does not recover, lower lr or "
+                "lengthen the warm-up"
+            )
 
     def _say(self, line: str) -> None:
         from tqdm import tqdm
@@ -237,17 +279,10 @@ class Trainer:
         """5-nn accuracy of the encoder as it is now, in percent."""
         (train, train_labels), (test, test_labels) = self.probe
         encoder = self.method.encoder
-        features = [extract(encoder, images, self.runtime) for images in (train, test)]
-        return knn_accuracy(features[0], train_labels, features[1], test_labels, self.spec.knn_k)
-
-    @contextmanager
-    def _tensorboard(self) -> Iterator[Any]:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-        folder = self.out / "tensorboard"
-        # Events after the checkpoint belong to steps that are now repeated.
-        with SummaryWriter(str(folder), purge_step=self.progress.step or None) as board:
-            yield board
+        features = [extract(encoder, images, self.runtime, self._stop_if_asked) for images in (train, test)]
+        return knn_accuracy(
+            features[0], train_labels, features[1], test_labels, self.spec.knn_k, between=self._stop_if_asked
+        )
 
     @contextmanager
     def _bar(self) -> Iterator[Any]:
@@ -273,9 +308,20 @@ class Trainer:
 
     # --- checkpoints --------------------------------------------------------------------------------------------------
 
+    def _stop_if_asked(self) -> None:
+        if self.stop():
+            self.save()
+            raise Stopped(self.progress.step)
+
+    def _checkpoint_due(self) -> bool:
+        epoch, within = divmod(self.progress.step, self.steps_per_epoch)
+        policy = self.checkpoints
+        by_epoch = policy.epochs is not None and not within and epoch % policy.epochs == 0
+        return by_epoch or time.monotonic() - self.saved_at > policy.seconds
+
     def save(self) -> None:
-        """Write the whole state; never a state whose last step was not checked."""
-        self.guard.flush()
+        """Write the whole state; never one whose last step was not checked, or in which a number is not finite."""
+        self.guard.check_state(self.progress.step)
         if self.progress.step % self.steps_per_epoch:  # between epochs both are 0
             self.progress.loss_sum, self.progress.epoch_seconds = self.loss_sum.item(), self.clock.seconds()
         state = {
@@ -285,67 +331,105 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "progress": asdict(self.progress),
         }
-        save_checkpoint(self.out / CHECKPOINT, self.spec, state)
+        save_checkpoint(self.out / CHECKPOINTS, self.spec, self.progress.step, state, self.checkpoints.keep)
+        self.saved_at = time.monotonic()
 
     def _restore(self) -> None:
-        path = self.out / CHECKPOINT
-        if not path.exists():
+        folder = self.out / CHECKPOINTS
+        state = load_checkpoint(folder, self.spec, self.log)
+        if state is None:
             return
-        state = load_checkpoint(path, self.spec)
         for key, now, advice in (
-            ("precision", self.runtime.precision, "set `precision` to that value under `parameters`, or remove it"),
-            ("data", self.data.digest, "prepare the same data again, or remove it"),
+            ("precision", self.runtime.precision, "set `precision` to that value under `parameters`, or remove them"),
+            ("data", self.data.digest, "prepare the same data again, or remove them"),
         ):
             if state[key] != now:
-                raise CheckpointError(f"{path}: was made with {key} {state[key]}, this is {now}: {advice}")
+                raise CheckpointError(f"{folder}: were made with {key} {state[key]}, this is {now}: {advice}")
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["progress"])
-        if self.progress.step < self.total_steps:
+        if self.progress.step < self.total_steps or self.progress.unevaluated:
             self.progress.resumed += 1
             self.log(f"continuing {self.spec.run} at step {self.progress.step} of {self.total_steps}")
 
 
 class StepGuard:
-    """Finds a failed whitening or a loss that is not finite, without making the host wait for a GPU.
+    """Stops a run whose whitening failed, whose loss or gradient is not finite, or whose embeddings stay all equal.
 
-    On the CPU a step is checked at once. On a GPU its verdict is copied to the host in the background and read one
-    step later, when it has long arrived.
+    On the CPU a step is judged at once, before it changes a parameter. On a GPU, where that would make the host wait,
+    the figures are copied to the host in the background and read one step later, when they have long arrived; a
+    checkpoint is written only after they were read.
     """
 
-    def __init__(self, spec: RunSpec, steps_per_epoch: int) -> None:
-        self.spec, self.steps_per_epoch = spec, steps_per_epoch
+    def __init__(self, spec: RunSpec, steps_per_epoch: int, method: Method) -> None:
+        self.spec, self.steps_per_epoch, self.method = spec, steps_per_epoch, method
+        self.parameters = list(method.parameters())  # going through the modules takes as long as the norm
+        self.deferred = self.parameters[0].is_cuda
         self.pending: tuple[int, Tensor, Tensor | None, torch.cuda.Event] | None = None
+        self.equal_steps = 0  # without a difference between embeddings, until now
 
     def check(self, step: int, output: StepOutput) -> None:
-        finite, info = output.loss.detach().isfinite(), output.factorisations
-        if not finite.is_cuda:
-            self._judge(step, finite, info)
+        """Judge a step, or on a GPU the one before it; to be called between its backward pass and its update."""
+        figures, info = self._figures(output), output.factorisations
+        if not self.deferred:
+            self._judge(step, figures, info)
             return
         self.flush()
         host_info = None if info is None else info.to("cpu", non_blocking=True)
-        host_finite = finite.to("cpu", non_blocking=True)
+        host_figures = figures.to("cpu", non_blocking=True)
         event = torch.cuda.Event()
         event.record()
-        self.pending = (step, host_finite, host_info, event)
+        self.pending = (step, host_figures, host_info, event)
 
     def flush(self) -> None:
         """Judge the step that is still pending."""
         if self.pending:
-            step, finite, info, event = self.pending
+            step, figures, info, event = self.pending
             self.pending = None
             event.synchronize()
-            self._judge(step, finite, info)
+            self._judge(step, figures, info)
 
-    def _judge(self, step: int, finite: Tensor, info: Tensor | None) -> None:
-        where = f"{self.spec.run}: step {step} (epoch {step // self.steps_per_epoch + 1})"
+    def check_state(self, step: int) -> None:
+        """Raise TrainingError if the pending step is bad, or a parameter or buffer is not finite after `step` steps."""
+        self.flush()
+        values = [value for value in self.method.state_dict().values() if value.is_floating_point()]
+        if not get_total_norm(values).isfinite():
+            raise TrainingError(f"{self._where(step - 1)}: the parameters are not finite after it. {DIVERGED}")
+
+    def _figures(self, output: StepOutput) -> Tensor:
+        """On the device: the loss, the norm of the whole gradient, the largest range of an embedding's dimension."""
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        span = output.embeddings.amax(dim=1) - output.embeddings.amin(dim=1)
+        figures = output.loss.detach(), get_total_norm(gradients), span.amax()
+        return torch.stack([figure.double() for figure in figures])
+
+    def _judge(self, step: int, figures: Tensor, info: Tensor | None) -> None:
+        try:
+            problem = self._problem(*figures.tolist(), info)
+        except SingularCovarianceError as error:
+            problem = str(error)
+        if problem:
+            raise TrainingError(f"{self._where(step)}: {problem}")
+
+    def _problem(self, loss: float, gradient: float, span: float, info: Tensor | None) -> str | None:
+        if not math.isfinite(span):
+            return f"the embeddings are not finite. {DIVERGED}"
         if info is not None:
-            try:
-                check_factorisations(info, self.spec.w_size, self.spec.embedding)
-            except SingularCovarianceError as error:
-                raise TrainingError(f"{where}: {error}") from None
-        if not finite:
-            raise TrainingError(f"{where}: the loss is not finite. A lower learning rate (lr) is the usual remedy")
+            check_factorisations(info, self.spec.w_size, self.spec.embedding)
+        if not math.isfinite(loss):
+            return f"the loss is not finite. {DIVERGED}"
+        if not math.isfinite(gradient):
+            return f"the gradient is not finite, with a loss of {loss:.4g}. {DIVERGED}"
+        self.equal_steps = self.equal_steps + 1 if span == 0 else 0
+        if self.equal_steps >= COLLAPSED_STEPS and not self.method.collapse_expected:
+            return (
+                f"for {COLLAPSED_STEPS} steps the embeddings of all images have been equal to the last bit: the "
+                "network has collapsed for good. Lower lr, or lengthen the warm-up"
+            )
+        return None
+
+    def _where(self, step: int) -> str:
+        return f"{self.spec.run}: step {step} (epoch {step // self.steps_per_epoch + 1})"
 
 
 def evaluation_due(spec: RunSpec, epoch: int) -> bool:
@@ -371,21 +455,32 @@ def pretrain(
     runtime: Runtime,
     *,
     preset: str = "",
-    checkpoint_minutes: float = 10,
+    checkpoints: CheckpointPolicy = DEFAULT_POLICY,
     log: Callable[[str], None] = print,
     progress_bar: bool | None = None,
 ) -> None:
     """Train a run in its directory `out`: encoder.safetensors, history.csv, pretrain.json, TensorBoard events.
 
-    SIGTERM, SIGINT and SIGUSR1 end it after the current step with a checkpoint (`Stopped`).
+    SIGTERM, SIGINT and SIGUSR1 end it after the current step, or part of an evaluation, with a checkpoint (`Stopped`).
     """
-    with exclusive_lock(out / ".lock", f"wmse pretrain {spec.run}", TrainingError), stop_on_signals() as received:
+    trainer: Trainer | None = None
+
+    def where() -> str:
+        return f"{spec.run}: step {trainer.progress.step}" if trainer else f"{spec.run}: before the first step"
+
+    with (
+        exclusive_lock(out / ".lock", f"wmse pretrain {spec.run}", TrainingError),
+        stop_on_signals() as received,
+        out_of_memory(where, runtime.device, MEMORY_REMEDY),
+    ):
+        for target in (out / CHECKPOINTS / "step-*", out / HISTORY, out / ENCODER, out / PRETRAINED):
+            remove_temporaries(target)
         trainer = Trainer(
             spec,
             data,
             out,
             runtime,
-            checkpoint_minutes=checkpoint_minutes,
+            checkpoints=checkpoints,
             stop=lambda: bool(received),
             log=log,
             progress_bar=progress_bar,
@@ -397,7 +492,8 @@ def pretrain(
             raise Stopped(stopped.step, received[0]) from None
         write_text(out / HISTORY, history_csv(history))
         save_encoder(out / ENCODER, trainer.method.encoder, spec, data.digest)
-        write_json(out / PRETRAINED, summary(trainer, preset))
+        files = digests(out, ENCODER, HISTORY)
+        write_sealed_json(out / PRETRAINED, {**summary(trainer, preset), "files": files})
 
 
 def summary(trainer: Trainer, preset: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Functions of tensors: features (n, f) float32, labels (n,) int64.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -13,19 +13,33 @@ from torch import Tensor, nn
 
 
 def knn_accuracy(
-    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, k: int = 5, chunk: int = 500
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    test_labels: Tensor,
+    k: int = 5,
+    chunk: int = 500,
+    between: Callable[[], None] = lambda: None,
 ) -> float:
     """Top-1 accuracy in percent of the k-nearest-neighbour vote (`knn_predict`)."""
-    predicted = knn_predict(train, train_labels, test, k, chunk)
+    predicted = knn_predict(train, train_labels, test, k, chunk, between)
     return 100 * (predicted == test_labels).double().mean().item()
 
 
-def knn_predict(train: Tensor, train_labels: Tensor, test: Tensor, k: int = 5, chunk: int = 500) -> Tensor:
+def knn_predict(
+    train: Tensor,
+    train_labels: Tensor,
+    test: Tensor,
+    k: int = 5,
+    chunk: int = 500,
+    between: Callable[[], None] = lambda: None,
+) -> Tensor:
     """Majority vote of the k nearest training samples in Euclidean distance; a tie goes to the smallest label.
 
     Args:
         train: (n, f); test: (m, f), not normalised.
         chunk: test samples at a time: memory grows with chunk * n, not with m * n.
+        between: called before every chunk; may raise to end the work.
 
     Returns:
         (m,) int64 labels.
@@ -51,6 +65,7 @@ def knn_predict(train: Tensor, train_labels: Tensor, test: Tensor, k: int = 5, c
     scores = train.new_empty(min(chunk, len(test)), blocks * BLOCK)
     predicted = []
     for part in test.split(chunk):
+        between()
         part = part - center
         score = torch.addmm(half_norm, part, centred.T, alpha=-1, out=scores[: len(part)])  # (|t|^2 - 2 x t) / 2
         near = smallest(score, min(2 * k + 6, n))

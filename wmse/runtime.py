@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import tempfile
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -13,7 +15,10 @@ from typing import IO, Any
 import torch
 from torch import nn
 
-from wmse.errors import ConfigError
+from wmse.errors import ConfigError, OutOfMemoryError
+from wmse.provenance import peak_memory_bytes
+
+MOST_THREADS = 1024  # the OpenMP library ends the process when it cannot start as many as asked for
 
 
 @dataclass(frozen=True)
@@ -68,15 +73,17 @@ def resolve(
     """Choose what was left on "auto" for this machine, and set torch's global switches accordingly.
 
     Raises:
-        ConfigError: a GPU was asked for and there is none.
+        ConfigError: no such device, a GPU was asked for and there is none, or a senseless number of threads.
     """
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise ConfigError(f"threads: must be from 1 to {MOST_THREADS}, got {threads}")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError("device: cuda was asked for, but torch sees no GPU (check the driver, or --nv / --gpus all)")
     if device == "cuda" and torch.cuda.device_count() > 1:
         device = f"cuda:{claim_gpu(torch.cuda.device_count())}"
-    place = torch.device(device)
+    place = _device(device)
     on_gpu = place.type == "cuda"
     if precision == "auto":
         precision = "bf16" if (torch.cuda.is_bf16_supported() if on_gpu else _cpu_has_bf16()) else "fp32"
@@ -99,6 +106,15 @@ def resolve(
     )
 
 
+def _device(name: str) -> torch.device:
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
+        raise ConfigError(f"device: must be auto, cpu, cuda or cuda:N, got {name!r}")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device: {name} was asked for, but torch sees {torch.cuda.device_count()} GPUs")
+    return device
+
+
 _claims: list[IO[str]] = []  # open files whose locks last as long as this process
 
 
@@ -119,6 +135,33 @@ def claim_gpu(count: int, folder: Path | None = None) -> int:
         _claims.append(file)
         return index
     return 0
+
+
+# How torch's CPU allocator, oneDNN (which says no more than that), C++ and the kernel say it.
+NO_MEMORY = ("DefaultCPUAllocator", "could not create a ", "bad_alloc", "Cannot allocate memory")
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Whether an allocation has failed, in any of the ways in which Python, NumPy and torch report it."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or (
+        isinstance(error, RuntimeError | OSError) and any(text in str(error) for text in NO_MEMORY)
+    )
+
+
+@contextmanager
+def out_of_memory(where: Callable[[], str], device: torch.device, remedy: str) -> Iterator[None]:
+    """Turn every kind of failed allocation into one OutOfMemoryError that says `where` and gives peak and `remedy`."""
+    try:
+        yield
+    except Exception as error:
+        if not lacks_memory(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        peak = peak_memory_bytes(device.type) / 2**20
+        raise OutOfMemoryError(
+            f"{where()}: out of memory on {device}, after a peak of {peak:,.0f} MiB ({reason}). {remedy}"
+        ) from None
 
 
 def _cpu_has_bf16() -> bool:

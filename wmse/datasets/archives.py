@@ -6,20 +6,30 @@ An archive is read in place: nothing is unpacked to disk, except the ImageNet cl
 from __future__ import annotations
 
 import contextlib
+import gzip
+import re
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 from wmse.datasets.source import Archive, Log
 from wmse.errors import DataError
 
 # What reading a damaged archive raises (lzma and bz2 never occur here).
-_DAMAGE = (EOFError, OSError, tarfile.TarError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
+_DAMAGE = (
+    *(EOFError, OSError, tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error),
+    *(NotImplementedError, RuntimeError, ValueError, LookupError, ArithmeticError),
+)
+_EXTRA_HEADER = 1 << 16  # bytes of a tar header of variable length (long names, dates), which is read at one go
+_EXTRA_TYPES = (*tarfile.GNU_TYPES, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_PADDING = 1 << 20  # after the last member: tar fills up its last record
+_CLASS_TAR = re.compile(r"n\d{8}\.tar", re.ASCII)
 
 
 class RawFiles(Protocol):
@@ -39,8 +49,26 @@ class RawFiles(Protocol):
     def open(self, name: str) -> contextlib.AbstractContextManager[IO[bytes]]:
         """Open a file for reading; DataError if it is missing or turns out to be damaged."""
 
+    def read(self, name: str, most: int) -> bytes:
+        """The whole of a file that has at most `most` bytes; DataError if it has more, is missing or damaged."""
 
-class FolderFiles:
+
+class _Files:
+    """What is the same for all three."""
+
+    def read(self: RawFiles, name: str, most: int) -> bytes:
+        size = self.size(name)
+        if size > most:
+            raise DataError(f"{self.where(name)}: {size:,} bytes, where at most {most:,} make sense")
+        with self.open(name) as file:
+            # By its size, not to its end: what a compressed member unpacks to is not what it says.
+            content = file.read(size)
+        if len(content) != size:
+            raise DataError(f"{self.where(name)}: ends after {len(content):,} of {size:,} bytes")
+        return content
+
+
+class FolderFiles(_Files):
     """An extracted official folder."""
 
     def __init__(self, root: Path, form: str) -> None:
@@ -67,7 +95,7 @@ class FolderFiles:
             yield file
 
 
-class _ArchiveFiles:
+class _ArchiveFiles(_Files):
     """What tar and zip have in common: an index of safe members below the official top folder."""
 
     def __init__(self, path: Path, archive: Archive) -> None:
@@ -103,12 +131,14 @@ class TarFiles(_ArchiveFiles):
     def __init__(self, path: Path, archive: Archive) -> None:
         super().__init__(path, archive)
         self._members: dict[str, tarfile.TarInfo] = {}
-        with _readable(path):
-            self._tar = tarfile.open(path)  # noqa: SIM115 - closed by close()
+        self._opened = contextlib.ExitStack()
+        with self._opened, _readable(path):
+            self._tar = self._opened.enter_context(open_tar(path, unpacked_limit(archive.size)))
             for member in checked_members(self._tar, path, unpacked_limit(archive.size)):
                 if member.isfile():
                     self._add(member.name, member.size)
                     self._members[member.name.removeprefix("./")] = member
+            self._opened = self._opened.pop_all()  # stays open until close()
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
@@ -117,7 +147,7 @@ class TarFiles(_ArchiveFiles):
             yield file
 
     def close(self) -> None:
-        self._tar.close()
+        self._opened.close()
 
 
 class ZipFiles(_ArchiveFiles):
@@ -134,6 +164,8 @@ class ZipFiles(_ArchiveFiles):
                 kind = stat.S_IFMT(member.external_attr >> 16)
                 if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                     raise DataError(f"{path}: member {member.filename!r} is a link or a device; refused")
+                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise DataError(f"{path}: member {member.filename!r} is neither stored nor deflated; refused")
                 total += member.file_size
                 _check_total(path, member.filename, total, unpacked_limit(archive.size))
                 if not member.is_dir():
@@ -171,6 +203,45 @@ def unpacked_limit(packed_size: int) -> int:
     return 2 * packed_size + (1 << 20)
 
 
+@contextlib.contextmanager
+def open_tar(path: Path, limit: int) -> Iterator[tarfile.TarFile]:
+    """Open a tar file, perhaps gzipped, whose headers and members have at most `limit` bytes together."""
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        with gzip.open(file) if packed else contextlib.nullcontext(file) as content, _tar_in(content, limit) as tar:
+            yield tar
+
+
+def _tar_in(file: IO[bytes], limit: int) -> tarfile.TarFile:
+    return tarfile.open(fileobj=_Limited(file, limit + _PADDING), mode="r:", tarinfo=_Header)
+
+
+class _Limited:
+    """What `tarfile` reads from: an error after `limit` bytes, as it believes every size that a header states."""
+
+    def __init__(self, file: IO[bytes], limit: int) -> None:
+        self._file, self._limit = file, limit
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int) -> bytes:
+        if size < 0 or self._file.tell() + size > self._limit:
+            raise tarfile.ReadError("a header asks for more than the archive may hold")
+        return self._file.read(size)
+
+
+class _Header(tarfile.TarInfo):
+    """A header that `tarfile` may follow: a size below 0 leads it in circles, some others would fill the memory."""
+
+    @classmethod
+    def frombuf(cls, buffer: bytes, encoding: str, errors: str) -> Any:
+        header = super().frombuf(buffer, encoding, errors)
+        long = header.size > _EXTRA_HEADER and header.type in _EXTRA_TYPES
+        if header.size < 0 or long or header.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError(f"member {header.name!r} has a header that no data set has")
+        return header
+
+
 def checked_members(tar: tarfile.TarFile, path: Path, limit: int) -> Iterator[tarfile.TarInfo]:
     """Yield the members of `tar`; DataError at the first unsafe one or once they exceed `limit` bytes together.
 
@@ -181,7 +252,9 @@ def checked_members(tar: tarfile.TarFile, path: Path, limit: int) -> Iterator[ta
         _check_name(path, member.name)
         if not (member.isfile() or member.isdir()):
             raise DataError(f"{path}: member {member.name!r} is a link or a device; refused")
-        total += member.size
+        if member.size < 0 or member.issparse():  # as an extended header may say
+            raise DataError(f"{path}: member {member.name!r} has no honest size; refused")
+        total += tarfile.BLOCKSIZE + member.size
         _check_total(path, member.name, total, limit)
         yield member
 
@@ -193,16 +266,25 @@ def extract_class_tars(path: Path, target: Path, wanted: Iterable[str] | None, l
     on where it stopped. With `wanted`, other classes are skipped. Raises DataError for unsafe or damaged members.
     """
     chosen = None if wanted is None else set(wanted)
-    with _readable(path), tarfile.open(path) as outer:
-        for member in checked_members(outer, path, unpacked_limit(path.stat().st_size)):
-            wnid = PurePosixPath(member.name).stem
-            if not member.isfile() or not member.name.endswith(".tar") or (chosen is not None and wnid not in chosen):
+    limit = unpacked_limit(path.stat().st_size)
+    with _readable(path), open_tar(path, limit) as outer:
+        for member in checked_members(outer, path, limit):
+            name = PurePosixPath(member.name)
+            wnid = name.stem
+            if not (member.isfile() and _CLASS_TAR.fullmatch(name.name)) or (chosen is not None and wnid not in chosen):
                 continue
             if (target / wnid).is_dir():
                 continue
             log(f"unpacking {path.name}: {wnid}")
-            with outer.extractfile(member) as file, tarfile.open(fileobj=file, mode="r:") as inner:
-                unpack_flat(inner, Path(f"{path}:{member.name}"), target / wnid, unpacked_limit(member.size))
+            most, inside = unpacked_limit(member.size), Path(f"{path}:{member.name}")
+            with _readable(inside), outer.extractfile(member) as file, _tar_in(file, most) as inner:
+                unpack_flat(inner, inside, target / wnid, most)
+
+
+def unpack_tar(path: Path, target: Path, limit: int) -> None:
+    """Unpack a tar of plain files into the new folder `target`; see `unpack_flat`."""
+    with _readable(path), open_tar(path, limit) as tar:
+        unpack_flat(tar, path, target, limit)
 
 
 def unpack_flat(tar: tarfile.TarFile, path: Path, target: Path, limit: int) -> None:
@@ -215,8 +297,8 @@ def unpack_flat(tar: tarfile.TarFile, path: Path, target: Path, limit: int) -> N
             name = member.name.removeprefix("./")
             if member.isdir():
                 continue
-            if "/" in name:
-                raise DataError(f"{path}: member {member.name!r} lies in a subfolder, which the official file has not")
+            if "/" in name or not name.isprintable():
+                raise DataError(f"{path}: member {member.name!r} lies in a subfolder or has a strange name; refused")
             with tar.extractfile(member) as source, open(partial / name, "xb") as copy:
                 shutil.copyfileobj(source, copy, 1 << 20)
     partial.rename(target)
@@ -238,7 +320,10 @@ def _readable(what: Path | str) -> Iterator[None]:
     """Turn what reading a damaged archive raises into one DataError."""
     try:
         yield
+    except MemoryError:
+        raise DataError(f"{what}: there is too little memory to read it") from None
     except _DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk is full or may not be read
             raise DataError(f"{what}: {error}") from error
-        raise DataError(f"{what}: damaged or truncated ({error}); delete the file and get it again") from error
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{what}: damaged or truncated ({reason}); delete the file and get it again") from error

@@ -14,6 +14,7 @@ from wmse.datasets.source import Archive, Chunk, Rows, Source
 from wmse.errors import DataError
 
 _PIXELS = 3 * 32 * 32
+_LARGEST = 1 << 28  # bytes of a batch: all of CIFAR-100's training images are 155 MB
 _BATCHES_10 = (*((f"data_batch_{number}", "train") for number in range(1, 6)), ("test_batch", "test"))
 _BATCHES_100 = (("train", "train"), ("test", "test"))
 
@@ -26,9 +27,7 @@ def parse(source: Source, files: RawFiles) -> Iterator[Chunk]:
     batches = _BATCHES_10 if source.num_classes == 10 else _BATCHES_100
     for batch, array in batches:
         name = batch if files.form == "python" else f"{batch}.bin"
-        with files.open(name) as file:
-            content = file.read()
-        where = files.where(name)
+        content, where = files.read(name, _LARGEST), files.where(name)
         read = _read_python if files.form == "python" else _read_binary
         images, labels = read(content, fine=source.num_classes == 100, where=where)
         yield array, images.reshape(-1, 3, 32, 32), labels.astype(np.int64)
@@ -47,15 +46,33 @@ def _read_binary(content: bytes, *, fine: bool, where: str) -> tuple[np.ndarray,
 def _read_python(content: bytes, *, fine: bool, where: str) -> tuple[np.ndarray, np.ndarray]:
     """A pickled dictionary with b"data", uint8 (n, 3072), and the list b"labels" or b"fine_labels"."""
     try:
-        batch = _ArrayUnpickler(io.BytesIO(content)).load()
-        data, labels = batch[b"data"], np.array(batch[b"fine_labels" if fine else b"labels"])
+        batch = _BatchUnpickler(io.BytesIO(content)).load()
+        labels = batch[b"fine_labels" if fine else b"labels"]
+        _, (count, width), dtype, columns_first, values = batch[b"data"].state
+        kind = dtype.name, width, type(count), type(values), type(labels)
     except Exception as error:  # a hostile or cut pickle can raise anything
-        raise DataError(f"{where}: not a CIFAR batch ({type(error).__name__}: {error})") from error
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape != (len(labels), _PIXELS):
+        raise DataError(f"{where}: not a CIFAR batch ({type(error).__name__}: {str(error)[:200]})") from error
+    if kind[0] not in ("u1", b"u1") or kind[1:] != (_PIXELS, int, bytes, list) or len(values) != count * _PIXELS:
         raise DataError(f"{where}: expected uint8 pixels of shape (n, {_PIXELS}) and n labels")
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise DataError(f"{where}: labels must be whole numbers")
-    return data, labels
+    if count != len(labels) or not all(type(label) is int and 0 <= label < 256 for label in labels):
+        raise DataError(f"{where}: expected as many labels as images, whole numbers from 0")
+    pixels = np.frombuffer(values, np.uint8)
+    pixels = pixels.reshape(_PIXELS, count).T if columns_first else pixels.reshape(count, _PIXELS)
+    return pixels, np.array(labels, np.int64)
+
+
+class _Array:
+    """Stands for an array or its data type: keeps what the pickle says about it, and builds nothing from it.
+
+    NumPy would take sizes, strides and types from the file at their word.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        self.name = arguments[0] if arguments else None
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
 
 
 def _encode_latin1(text: str, encoding: str = "latin1") -> bytes:
@@ -64,15 +81,21 @@ def _encode_latin1(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Loads dictionaries, lists, strings, numbers and NumPy arrays, and refuses every other class or function."""
+class _BatchUnpickler(pickle._Unpickler):
+    """Loads dictionaries, lists, strings and numbers, keeps what describes an array, and refuses everything else.
 
-    _reconstruct = staticmethod(np.zeros(0).__reduce__()[0])  # found so, as NumPy 2 moved the module it lives in
+    In Python, because the unpickler in C clears as much memory as a file of ten bytes asks for. Here only a bytearray
+    could do that, which no batch has.
+    """
+
+    dispatch = {  # noqa: RUF012 - never changed
+        code: load for code, load in pickle._Unpickler.dispatch.items() if code != pickle.BYTEARRAY8[0]
+    }
     _allowed: dict[tuple[str, str], Any] = {  # noqa: RUF012 - never changed
-        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
+        ("numpy.core.multiarray", "_reconstruct"): _Array,
+        ("numpy._core.multiarray", "_reconstruct"): _Array,
+        ("numpy", "ndarray"): _Array,
+        ("numpy", "dtype"): _Array,
         ("_codecs", "encode"): _encode_latin1,
     }
 

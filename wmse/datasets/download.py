@@ -1,13 +1,14 @@
-"""Downloads that survive what public hosts do: stall, cut off, ignore ranges, answer with an error page.
+"""Downloads that survive what public hosts do: stall, trickle, cut off, ignore ranges, answer with an error page.
 
 Bytes go to `<name>.part`, which a later try continues and which gets its real name only once its checksum is right.
 """
 
 from __future__ import annotations
 
+import email.utils
 import errno
 import http.client
-import os
+import math
 import re
 import sys
 import time
@@ -19,14 +20,20 @@ from typing import Any
 
 from wmse.datasets.source import Archive, Log
 from wmse.errors import DataError
-from wmse.files import file_digest
+from wmse.files import durable_rename, file_digest
 
 ATTEMPTS = 4  # tries in a row per address that bring nothing new
-STALL_SECONDS = 30.0  # without a byte, after which a connection counts as dead
+STALL_SECONDS = 30.0  # without a byte, or with next to nothing, after which a connection counts as dead
+_TRICKLE = 1 << 10  # bytes a second that a connection must deliver over `stall` seconds
 _BLOCK = 1 << 18
 _PROGRESS = 1 << 20  # new bytes that make a failed try count as progress, so that it does not use up an attempt
 _WAIT_LIMIT = 8.0
-_LOCAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)  # no other address helps
+_RETRY_AFTER_LIMIT = 60.0  # seconds: a server that wants to be left alone for longer is left for good
+# No other address helps against these.
+_LOCAL_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG),
+)
 
 
 class DownloadError(DataError):
@@ -34,11 +41,24 @@ class DownloadError(DataError):
 
 
 class _Retry(Exception):
-    """This try failed, the next may succeed."""
+    """This try failed, the next may succeed, but not before `wait` seconds if the server says so."""
+
+    def __init__(self, reason: str, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait = wait
 
 
 class _GiveUp(Exception):
     """This address will not deliver the file."""
+
+
+class _HttpOnly(urllib.request.HTTPRedirectHandler):
+    """Follows redirects over HTTP(S) only: urllib would go on to ftp."""
+
+    def redirect_request(self, request: Any, file: Any, code: int, message: str, headers: Any, url: str) -> Any:
+        if not url.startswith(("http://", "https://")):
+            raise _GiveUp(f"redirected to {url[:200]!r}, which is not HTTP")
+        return super().redirect_request(request, file, code, message, headers, url)
 
 
 def download(
@@ -84,7 +104,8 @@ def _from_one_address(
 ) -> None:
     part = target.with_name(target.name + ".part")
     failed, furthest = 0, _size(part)
-    inherited = furthest > 0  # by bytes of an earlier run or another address, which may be what is wrong
+    pieced = furthest > 0  # by bytes of an earlier run, another address or an earlier answer: any of them may be wrong
+    may_restart = True
     while True:
         try:
             if _size(part) != archive.size:
@@ -94,14 +115,15 @@ def _from_one_address(
         except _Retry as failure:
             failed = 1 if _size(part) >= furthest + _PROGRESS else failed + 1
             furthest = max(furthest, _size(part))
+            pieced = pieced or furthest > 0
             if failed >= ATTEMPTS:
                 raise _GiveUp(f"{failure} ({ATTEMPTS} tries)") from failure
-            sleep(min(2.0 ** (failed - 1), _WAIT_LIMIT))
+            sleep(max(failure.wait, min(2.0 ** (failed - 1), _WAIT_LIMIT)))
         except _GiveUp:
-            if not inherited or part.exists():
+            if part.exists() or not (pieced and may_restart):
                 raise
-            # The bytes were wrong and are gone, but not all came from this address: once more from the start.
-            inherited, furthest = False, 0
+            # The bytes were wrong and are gone, but they did not come in one answer: once more from the start.
+            may_restart, furthest = False, 0
 
 
 def _fetch(archive: Archive, url: str, part: Path, progress: bool | None, stall: float) -> None:
@@ -114,53 +136,78 @@ def _fetch(archive: Archive, url: str, part: Path, progress: bool | None, stall:
     if have:
         request.add_header("Range", f"bytes={have}-")
     try:
-        with urllib.request.urlopen(request, timeout=stall) as response:
-            start = _start(response, archive, have)
-            _receive(response, archive, part, start, progress)
+        with urllib.request.build_opener(_HttpOnly).open(request, timeout=stall) as response:
+            start = _start(response, archive, part, have)
+            _receive(response, archive, part, start, progress, stall)
     except urllib.error.HTTPError as error:
         if error.code == 416:  # the server's file is no longer than the part: start again
             part.unlink(missing_ok=True)
+        reason = f"HTTP {error.code} {' '.join(str(error.reason).split())}"
         if error.code in (408, 416, 425, 429) or error.code >= 500:
-            raise _Retry(f"HTTP {error.code} {error.reason}") from error
-        raise _GiveUp(f"HTTP {error.code} {error.reason}") from error
+            raise _Retry(reason, _retry_after(error, reason)) from error
+        raise _GiveUp(reason) from error
     except (http.client.HTTPException, OSError) as error:  # URLError is an OSError
+        cause = getattr(error, "reason", None)
         if getattr(error, "errno", None) in _LOCAL_ERRORS:
             raise DataError(f"{part}: {error}") from error
-        raise _Retry(f"{getattr(error, 'reason', None) or error or type(error).__name__}") from error
+        raise _Retry(f"{cause or error or type(error).__name__}") from error
+    except ValueError as error:  # of urllib, for an address in a redirect that is none
+        raise _GiveUp(f"redirected to an address that is none ({error})") from error
     if _size(part) < archive.size:
         raise _Retry(f"the connection ended after {_size(part):,} of {archive.size:,} bytes")
 
 
-def _start(response: Any, archive: Archive, have: int) -> int:
+def _retry_after(error: urllib.error.HTTPError, reason: str) -> float:
+    """Seconds that the server asks to wait, 0 if it does not say."""
+    text = (error.headers.get("Retry-After") or "").strip()
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        try:
+            moment = email.utils.parsedate_to_datetime(text).timestamp()
+        except (ValueError, OverflowError):  # absent or meaningless
+            return 0.0
+        wait = max(0.0, moment - time.time())
+    else:
+        wait = float(text)
+    if wait > _RETRY_AFTER_LIMIT:
+        raise _GiveUp(f"{reason}, and the server asks to wait {math.ceil(wait):,} s")
+    return wait
+
+
+def _start(response: Any, archive: Archive, part: Path, have: int) -> int:
     """Offset of the first byte that the server sends, after checking that it sends the right file."""
     if response.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
         raise _GiveUp("the server sent an HTML page instead of the file")
-    length = response.headers.get("Content-Length")
-    start, total = 0, int(length) if length and length.isdigit() else archive.size
+    length = response.headers.get("Content-Length", "")
+    start, total = 0, int(length) if re.fullmatch(r"[0-9]{1,18}", length) else archive.size
     if response.status == 206:
-        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
-        if match is None or int(match[1]) != have:
-            raise _GiveUp("the server answered with another range than asked for")
-        start = have
+        given = response.headers.get("Content-Range", "").strip()
+        match = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)", given)
+        if match is None or int(match[1]) not in (0, have):
+            part.unlink(missing_ok=True)  # a server that cannot continue it may still send the whole file
+            raise _Retry("the server answered with another range than asked for")
+        start = int(match[1])
         total = archive.size if match[2] == "*" else int(match[2])
     if total != archive.size:
         raise _GiveUp(f"the server offers {total:,} bytes, expected {archive.size:,}")
     return start
 
 
-def _receive(response: Any, archive: Archive, part: Path, start: int, progress: bool | None) -> None:
+def _receive(response: Any, archive: Archive, part: Path, start: int, progress: bool | None, stall: float) -> None:
+    """Append what arrives to `part`; a connection that trickles for `stall` seconds is as good as dead."""
     with (
         open(part, "ab" if start else "wb") as file,
         progress_bar(archive.size, "B", archive.name, progress, start) as bar,
     ):
-        received = start
+        received, counted, since = start, start, time.monotonic()
         # read1 hands over what has arrived: after a stall, nothing received is lost
         while received <= archive.size and (block := response.read1(_BLOCK)):
             file.write(block)
             received += len(block)
             bar.update(len(block))
-        file.flush()
-        os.fsync(file.fileno())
+            if (seconds := time.monotonic() - since) >= stall:
+                if received - counted < _TRICKLE * seconds and received < archive.size:
+                    raise _Retry(f"only {received - counted:,} bytes in {seconds:.0f} s")
+                counted, since = received, time.monotonic()
     if received > archive.size:
         part.unlink()
         raise _GiveUp(f"the server sent more than {archive.size:,} bytes")
@@ -172,7 +219,7 @@ def _accept(archive: Archive, part: Path, target: Path) -> None:
     if found != expected:
         part.unlink()
         raise _GiveUp(f"{archive.name} has the wrong {algorithm} {found}, expected {expected}")
-    part.replace(target)
+    durable_rename(part, target)
 
 
 def _size(path: Path) -> int:

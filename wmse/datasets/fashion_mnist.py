@@ -7,6 +7,7 @@ to the encoder as RGB of 32x32: two black pixels on each side, the grey value in
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 import zlib
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from wmse.datasets.source import Archive, Chunk, Rows, Source
 from wmse.errors import DataError
 
 _PADDING = 2
+_LARGEST = 1 << 26  # pixels of a file: the 60,000 images of the whole Fashion-MNIST are 47 million
 
 
 def parse(source: Source, files: RawFiles) -> Iterator[Chunk]:
@@ -38,18 +40,23 @@ def as_rgb(images: np.ndarray) -> np.ndarray:
 
 def read_idx(files: RawFiles, name: str, dimensions: int) -> np.ndarray:
     """A gzipped IDX file of bytes: two zero bytes, type 8, the number of dimensions, their big-endian sizes, data."""
+    where = files.where(name)
     try:
-        with files.open(name) as file:
-            content = gzip.decompress(file.read())
+        with files.open(name) as file, gzip.open(file) as content:
+            head = content.read(4 + 4 * dimensions)
+            if head[:4] != bytes((0, 0, 8, dimensions)) or len(head) < 4 + 4 * dimensions:
+                raise DataError(f"{where}: not an IDX file of bytes with {dimensions} dimensions")
+            shape = struct.unpack(f">{dimensions}I", head[4:])
+            count = math.prod(shape)
+            if count > _LARGEST:
+                raise DataError(f"{where}: the header promises {shape}, where at most {_LARGEST:,} values make sense")
+            values = content.read(count + 1)  # one more shows that there is more, and goes no further
     except (EOFError, OSError, zlib.error) as error:
-        raise DataError(f"{files.where(name)}: damaged ({error})") from error
-    header = 4 + 4 * dimensions
-    if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) < header:
-        raise DataError(f"{files.where(name)}: not an IDX file of bytes with {dimensions} dimensions")
-    shape = struct.unpack(f">{dimensions}I", content[4:header])
-    if len(content) - header != int(np.prod(shape)):
-        raise DataError(f"{files.where(name)}: {len(content) - header:,} values, the header promises {shape}")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+        raise DataError(f"{where}: damaged ({error})") from error
+    if len(values) != count:
+        found = f"more than {count:,}" if len(values) > count else f"{len(values):,}"
+        raise DataError(f"{where}: {found} values, the header promises {shape}")
+    return np.frombuffer(values, np.uint8).reshape(shape)
 
 
 _TRAIN = Rows("train", 0, 10_000, 1000)

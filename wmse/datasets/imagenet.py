@@ -10,13 +10,12 @@ import csv
 import functools
 import os
 import re
-import tarfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from wmse.datasets.archives import extract_class_tars, unpack_flat, unpacked_limit
+from wmse.datasets.archives import extract_class_tars, unpack_tar, unpacked_limit
 from wmse.datasets.source import Archive, Listing, Log, Rows, Source
 from wmse.errors import DataError
 from wmse.files import file_digest
@@ -98,8 +97,7 @@ def _unpack(source: Source, raw: Path, wnids: tuple[str, ...] | None, log: Log) 
     if path.is_file() and _images_root(raw, "val") is None:
         _check_archive(path, val, log)
         log(f"unpacking {path}")
-        with tarfile.open(path) as tar:
-            unpack_flat(tar, path, raw / "val", unpacked_limit(val.size))
+        unpack_tar(path, raw / "val", unpacked_limit(val.size))
 
 
 def _check_archive(path: Path, archive: Archive, log: Log) -> None:
@@ -126,7 +124,10 @@ def _classes(source: Source, train: Path, wnids: tuple[str, ...] | None) -> list
 
 def _images(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if entry.name.lower().endswith(_IMAGE_SUFFIXES))
+        names = sorted(e.name for e in entries if e.name.lower().endswith(_IMAGE_SUFFIXES) and e.is_file())
+    strange = next((name for name in names if not name.isprintable()), None)
+    if strange is not None:  # the list of files has one on every line
+        raise DataError(f"{folder}: the file name {strange!r} cannot be listed; rename or remove it")
     return [folder / name for name in names]
 
 
@@ -153,11 +154,14 @@ def _validation_images(source: Source, raw: Path, val: Path, classes: list[str])
 def _validation_labels(path: Path, val: Path) -> dict[str, str]:
     if not path.is_file():
         raise DataError(f"{path}: missing; {val} has no class folders, so its labels are read from this file")
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file)
-        if rows.fieldnames is None or not {"ImageId", "PredictionString"} <= set(rows.fieldnames):
-            raise DataError(f"{path}: expected the columns ImageId and PredictionString")
-        return {row["ImageId"]: (row["PredictionString"] or "").partition(" ")[0] for row in rows}
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file)
+            if rows.fieldnames is None or not {"ImageId", "PredictionString"} <= set(rows.fieldnames):
+                raise DataError(f"{path}: expected the columns ImageId and PredictionString")
+            return {row["ImageId"]: (row["PredictionString"] or "").partition(" ")[0] for row in rows}
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a CSV file ({error}); get it again") from None
 
 
 def _listing(raw: Path, images: dict[str, list[tuple[str, Path]]], label_of: dict[str, int]) -> Listing:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -26,9 +27,9 @@ from typing import Any
 
 import numpy as np
 
-from wmse.datasets.source import Chunk, Listing, Source, check_counts
-from wmse.errors import DataError
-from wmse.files import atomic_path, write_json, write_text
+from wmse.datasets.source import Chunk, Listing, Rows, Source, check_counts
+from wmse.errors import DataError, explain
+from wmse.files import atomic_path, file_digest, write_json, write_text
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -53,12 +54,14 @@ class Split:
         """Read-only memory map, uint8, (n, 3, H, W); DataError for a streamed benchmark."""
         if "images" not in self._entry:
             raise DataError(f"{self._folder}: split {self.name!r} is a list of JPEG files: use `paths`, not `images`")
-        return np.load(self._folder / self._entry["images"], mmap_mode="r")[self._rows]
+        return self._array("images", np.uint8)
 
     @cached_property
     def labels(self) -> np.ndarray:
         """Labels, int64, (n,); -1 marks an unlabeled image."""
-        return np.load(self._folder / self._entry["labels"])[self._rows]
+        labels = np.array(self._array("labels", np.int64))
+        _check_digest(self._folder / self._entry["labels"], self._entry["labels_sha256"])  # small enough, always
+        return labels
 
     @cached_property
     def paths(self) -> list[Path]:
@@ -66,8 +69,24 @@ class Split:
         if "paths" not in self._entry:
             raise DataError(f"{self._folder}: split {self.name!r} is stored as an array: use `images`, not `paths`")
         raw = (self._data_root / self._entry["raw"]).resolve()
-        names = (self._folder / self._entry["paths"]).read_text(encoding="utf-8").splitlines()
-        return [raw / name for name in names[self._rows]]
+        file = self._folder / self._entry["paths"]
+        try:
+            names = file.read_text(encoding="utf-8").splitlines()[self._rows]
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{file}: not a list of files ({error}): {_again(self._folder)}") from None
+        if len(names) != len(self):
+            raise DataError(f"{file}: {len(names):,} lines for {len(self):,} images: {_again(self._folder)}")
+        return [raw / name for name in names]
+
+    def _array(self, kind: str, dtype: type) -> np.ndarray:
+        """The rows of a stored array, which must be of the type and shape that the manifest states."""
+        path = self._folder / self._entry[kind]
+        shape = tuple(self._entry["shape"]) if kind == "images" else (len(self),)
+        rows = _open_array(path)[self._rows]
+        if rows.dtype != dtype or rows.shape != shape:
+            found, expected = f"{rows.dtype} {rows.shape}", f"{np.dtype(dtype)} {shape}"
+            raise DataError(f"{path}: {found}, expected {expected}: {_again(self._folder)}")
+        return rows
 
 
 class Prepared:
@@ -96,12 +115,7 @@ class Prepared:
                 if kind in entry:
                     seen[entry[kind]] = entry[f"{kind}_sha256"]
         for name, expected in seen.items():
-            found = _content_sha256(self.folder / name)
-            if found != expected:
-                raise DataError(
-                    f"{self.folder / name}: sha256 of the content is {found}, expected {expected}: delete "
-                    f"{self.folder} and run `wmse prepare {self.benchmark}`"
-                )
+            _check_digest(self.folder / name, expected)
 
 
 def prepared_folder(source: Source, data_root: Path) -> Path:
@@ -120,33 +134,57 @@ def load_prepared(source: Source, data_root: Path, *, verify: bool = False) -> P
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{folder}: {source.name} is not prepared: {command}") from None
-    except (OSError, ValueError) as error:
+    except PermissionError as error:
+        raise DataError(explain(error)) from None
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{folder / MANIFEST}: unreadable ({error}): {command}") from error
     if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("benchmark")) != (FORMAT, source.name):
         raise DataError(f"{folder / MANIFEST}: not format {FORMAT} of {source.name}: {command}")
-    _check_files(folder, manifest, command)
+    _check_manifest(source, folder, manifest, command)
     prepared = Prepared(folder, Path(data_root), manifest)
     if verify:
         prepared.verify()
     return prepared
 
 
-def _check_files(folder: Path, manifest: Mapping[str, Any], command: str) -> None:
+def _check_manifest(source: Source, folder: Path, manifest: Mapping[str, Any], command: str) -> None:
+    """DataError unless the manifest describes the splits of `source` and its files are there, as large as it says."""
     try:
-        sizes = {
-            entry[kind]: entry[f"{kind}_bytes"]
-            for entry in manifest["splits"].values()
-            for kind in ("images", "labels", "paths")
-            if kind in entry
-        }
+        if manifest["splits"].keys() != source.splits.keys():
+            raise DataError(f"{folder / MANIFEST}: its splits are not those of {source.name}: {command}")
+        for name, rows in source.splits.items():
+            entry, expected = manifest["splits"][name], _expected_entry(source, rows)
+            texts = [manifest["digest"], *(entry[f"{kind}_sha256"] for kind in _kinds(source))]
+            texts += [entry["raw"]] if source.streamed else []
+            for key, value in expected.items():
+                if json.dumps(entry[key]) != json.dumps(value):  # as text, because 1 == 1.0 == True
+                    raise DataError(f"{folder / MANIFEST}: '{key}' of split '{name}' must be {value}: {command}")
+            if not all(isinstance(text, str) and "\0" not in text for text in texts):
+                raise DataError(f"{folder / MANIFEST}: digests and folders must be text: {command}")
+            _check_sizes(folder, {entry[kind]: entry[f"{kind}_bytes"] for kind in _kinds(source)}, command)
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{folder / MANIFEST}: incomplete (no {error}): {command}") from error
+        raise DataError(f"{folder / MANIFEST}: incomplete ({error!r}): {command}") from error
+
+
+def _kinds(source: Source) -> tuple[str, str]:
+    return ("paths", "labels") if source.streamed else ("images", "labels")
+
+
+def _expected_entry(source: Source, rows: Rows) -> dict[str, Any]:
+    """What the manifest must say about a split."""
+    count = rows.stop - rows.start
+    names = {kind: f"{rows.array}-{kind}{'.txt' if kind == 'paths' else '.npy'}" for kind in _kinds(source)}
+    shape = [count] if source.streamed else [count, 3, source.image_size, source.image_size]
+    return {"start": rows.start, "stop": rows.stop, "count": count, "shape": shape, **names}
+
+
+def _check_sizes(folder: Path, sizes: Mapping[str, int], command: str) -> None:
     for name, size in sizes.items():
         path = folder / name
         if not path.is_file():
             raise DataError(f"{path}: missing: {command}")
         if path.stat().st_size != size:
-            raise DataError(f"{path}: {path.stat().st_size:,} bytes, expected {size:,}: {command}")
+            raise DataError(f"{path}: {path.stat().st_size:,} bytes, expected {size}: {command}")
 
 
 def write_arrays(
@@ -205,12 +243,16 @@ def write_listing(source: Source, data_root: Path, listing: Listing) -> None:
 
 
 class _ArrayWriter:
-    """Fills one `.npy` file from front to back and hashes what goes in."""
+    """Fills one `.npy` file from front to back and hashes what goes in.
+
+    With plain writes: through a memory map, a disk that is full would kill the process (SIGBUS).
+    """
 
     def __init__(self, path: Path, shape: tuple[int, ...], what: str) -> None:
         self.shape = shape
         self._what = what
-        self._array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+        self._file = open(path, "wb")  # noqa: SIM115 (closed by close())
+        np.lib.format.write_array_header_1_0(self._file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         self._hash = hashlib.sha256()
         self._filled = 0
         self._labels: list[np.ndarray] = []
@@ -223,7 +265,7 @@ class _ArrayWriter:
         if images.dtype != np.uint8 or images.shape[1:] != self.shape[1:] or len(images) != len(labels):
             raise DataError(f"{self._what}: images of shape {images.shape}, expected (n, {self.shape[1:]})")
         block = np.ascontiguousarray(images)
-        self._array[self._filled : stop] = block
+        self._file.write(block)
         self._hash.update(block)
         self._labels.append(labels.astype(np.int64))
         self._filled = stop
@@ -233,32 +275,34 @@ class _ArrayWriter:
         return np.concatenate(self._labels) if self._labels else np.empty(0, np.int64)
 
     def close(self) -> str:
-        """Flush to disk and return the sha256 of the pixels."""
-        self._array.flush()
-        del self._array
+        """Close the file and return the sha256 of the pixels."""
+        self._file.close()
         return self._hash.hexdigest()
 
 
 def _fresh_folder(source: Source, data_root: Path) -> Path:
-    """The prepared folder without a manifest, which would vouch for files about to be replaced."""
+    """The prepared folder without a manifest, and without the files of an earlier try, whose space is needed."""
     folder = prepared_folder(source, data_root)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    for leftover in folder.glob(".*.tmp"):  # of a process that was killed: the caller holds the lock
-        leftover.unlink()
+    for pattern in (".*.tmp", "*-images.npy", "*-labels.npy", "*-paths.txt"):  # the caller holds the lock
+        for leftover in folder.glob(pattern):
+            leftover.unlink()
     return folder
 
 
 def _check_space(source: Source, folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
-    if free < needed:  # a full disk would kill the process: the arrays are written through memory maps
+    if free < needed:  # say so now, not after a download and minutes of reading
         raise DataError(f"{folder}: {source.name} needs {needed / 1e9:.1f} GB, only {free / 1e9:.1f} GB are free")
 
 
 def _store_labels(folder: Path, name: str, labels: np.ndarray) -> dict[str, Any]:
     target = folder / f"{name}-labels.npy"
-    with atomic_path(target) as temporary, open(temporary, "wb") as file:
-        np.save(file, labels)
+    content = io.BytesIO()  # numpy's own write to a file does not say that the disk is full
+    np.save(content, labels)
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(content.getbuffer())
     return {
         "labels": target.name,
         "labels_sha256": hashlib.sha256(np.ascontiguousarray(labels, "<i8")).hexdigest(),
@@ -290,12 +334,32 @@ def _write_manifest(
     write_json(folder / MANIFEST, manifest)
 
 
+def _check_digest(path: Path, expected: str) -> None:
+    found = _content_sha256(path)
+    if found != expected:
+        raise DataError(f"{path}: sha256 of the content is {found}, expected {expected}: {_again(path.parent)}")
+
+
 def _content_sha256(path: Path) -> str:
     """sha256 of a text file, or of the values of an array (its header left out, as NumPy versions may differ in it)."""
     if path.suffix != ".npy":
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    array = np.load(path, mmap_mode="r")
+        return file_digest(path)
+    array = _open_array(path)
     digest = hashlib.sha256()
     for start in range(0, len(array), _HASH_ROWS):
         digest.update(np.ascontiguousarray(array[start : start + _HASH_ROWS]))
     return digest.hexdigest()
+
+
+def _open_array(path: Path) -> np.ndarray:
+    """A read-only memory map of a `.npy` file: whatever its header says, no more memory than the file has bytes."""
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except PermissionError as error:
+        raise DataError(explain(error)) from None
+    except Exception as error:  # a damaged header can raise many kinds
+        raise DataError(f"{path}: not a readable array ({error}): {_again(path.parent)}") from None
+
+
+def _again(folder: Path) -> str:
+    return f"delete {folder} and run `wmse prepare {folder.parent.name}`"

@@ -29,15 +29,16 @@ def parse(source: Source, files: RawFiles) -> Iterator[Chunk]:
         if size == 0 or size % _IMAGE:
             raise DataError(f"{files.where(images_name)}: {size:,} bytes is no multiple of {_IMAGE:,}: truncated?")
         count = size // _IMAGE
+        if count > source.rows(array):
+            raise DataError(f"{files.where(images_name)}: {count:,} images, expected at most {source.rows(array):,}")
         labels = np.full(count, UNLABELED) if labels_name is None else _read_labels(files, labels_name, count)
         yield from _read_images(files, images_name, array, labels)
 
 
 def _read_labels(files: RawFiles, name: str, count: int) -> np.ndarray:
-    with files.open(name) as file:
-        labels = np.frombuffer(file.read(), np.uint8)
-    if len(labels) != count:
-        raise DataError(f"{files.where(name)}: {len(labels):,} labels for {count:,} images")
+    if files.size(name) != count:
+        raise DataError(f"{files.where(name)}: {files.size(name):,} labels for {count:,} images")
+    labels = np.frombuffer(files.read(name, count), np.uint8)
     if not 1 <= labels.min() <= labels.max() <= 10:
         raise DataError(f"{files.where(name)}: labels must lie in 1..10, found {labels.min()}..{labels.max()}")
     return labels.astype(np.int64) - 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +16,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from wmse.datasets.archives import RawFiles
+from wmse.datasets.decode import decode_image
 from wmse.datasets.source import Archive, Chunk, Rows, Source
 from wmse.errors import DataError
 
 _SIDE = 64
 _CHUNK = 1000  # images decoded before they are handed on
+_LARGEST = 1 << 22  # bytes of a list or an image; the longest list has 330 kB
+_WNID = re.compile(r"n\d{8}", re.ASCII)
 
 
 def parse(source: Source, files: RawFiles) -> Iterator[Chunk]:
@@ -30,6 +34,9 @@ def parse(source: Source, files: RawFiles) -> Iterator[Chunk]:
     wnids = _read_lines(files, "wnids.txt")
     if len(wnids) != source.num_classes or len(set(wnids)) != len(wnids):
         raise DataError(f"{files.where('wnids.txt')}: {len(set(wnids))} classes, expected {source.num_classes}")
+    strange = next((wnid for wnid in wnids if not _WNID.fullmatch(wnid)), None)
+    if strange is not None:
+        raise DataError(f"{files.where('wnids.txt')}: {strange[:40]!r} is no WordNet id")
     train = _training_files(files, wnids, source.splits["train"].per_class)
     test = _validation_files(files, wnids, source.splits["test"].per_class)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -38,8 +45,7 @@ def parse(source: Source, files: RawFiles) -> Iterator[Chunk]:
 
 
 def _read_lines(files: RawFiles, name: str) -> list[str]:
-    with files.open(name) as file:
-        text = file.read().decode("utf-8", errors="replace")
+    text = files.read(name, _LARGEST).decode("utf-8", errors="replace")
     return [line for line in text.splitlines() if line.strip()]
 
 
@@ -65,7 +71,7 @@ def _validation_files(files: RawFiles, wnids: list[str], per_class: int) -> list
         image, _, rest = line.partition("\t")
         wnid = rest.partition("\t")[0]
         if wnid not in position:
-            raise DataError(f"{files.where(name)}: unknown class in line {line!r}")
+            raise DataError(f"{files.where(name)}: unknown class in line {line[:80]!r}")
         if image not in present:
             raise DataError(f"{files.where('val/images/' + image)}: missing, but {name} lists it")
         found.append((f"val/images/{image}", position[wnid]))
@@ -85,18 +91,7 @@ def _decode_all(files: RawFiles, array: str, items: list[tuple[str, int]], pool:
 
 def _decode(files: RawFiles, name: str) -> np.ndarray:
     """One JPEG file as uint8 (64, 64, 3); grey ones (about 2 %) become RGB."""
-    from PIL import Image
-
-    with files.open(name) as file:
-        content = file.read()
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except Exception as error:  # Pillow raises many kinds for a broken file
-        raise DataError(f"{files.where(name)}: not a readable image ({error})") from error
-    if pixels.shape != (_SIDE, _SIDE, 3):
-        raise DataError(f"{files.where(name)}: {pixels.shape[1]}x{pixels.shape[0]} pixels, expected {_SIDE}x{_SIDE}")
-    return pixels
+    return decode_image(io.BytesIO(files.read(name, _LARGEST)), files.where(name), (_SIDE, _SIDE))
 
 
 _TRAIN = Rows("train", 0, 100_000, 500)

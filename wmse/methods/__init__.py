@@ -40,6 +40,8 @@ class Method(nn.Module):
         spec: the run; whatever else a method builds must draw its weights from torch's global generator.
     """
 
+    collapse_expected = False  # True: embeddings that have become equal are a result, no reason to stop
+
     def __init__(self, encoder: Encoder, spec: RunSpec) -> None:
         super().__init__()
         self.encoder = encoder

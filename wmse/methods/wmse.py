@@ -17,6 +17,7 @@ class WMSE(Method):
     def __init__(self, encoder: Encoder, spec: RunSpec) -> None:
         super().__init__(encoder, spec)
         self.head = projection_head(encoder.features, spec.head_hidden, spec.embedding, spec.head_layers)
+        self.collapse_expected = spec.resolved_whitening != "cholesky"  # the ablation shows that collapse
 
     def forward(self, views: list[Tensor], generator: torch.Generator) -> StepOutput:
         v = embed(self.encoder, self.head, views)

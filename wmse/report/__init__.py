@@ -3,14 +3,17 @@
 `results` reads and checks runs, `paper` reads the paper's numbers, `compare` puts the two side by side, `tables` and
 `plots` print them, `claims` judges. A new table is a block in wmse/experiments.yaml, a new claim one in claims.yaml; a
 new figure is a function that is added to `compose_plots`.
-Everything is composed before anything is written: a damaged result leaves an older report as it was.
+Everything is composed before anything is written: an error leaves an older report as it was. A result that is damaged
+or does not fit is no error but left out, and every page says so first: the weeks of other runs stay readable, and no
+number is read that cannot be vouched for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from wmse.errors import DataError
 from wmse.files import atomic_path, write_text
 from wmse.report.claims import compose_claims
 from wmse.report.paper import PaperValue, load_paper
@@ -20,25 +23,57 @@ from wmse.report.tables import compose_tables
 __all__ = ["build_report", "write_claims", "write_dag", "write_plots", "write_tables"]
 
 
-def build_report(run_dirs: Sequence[Path], out: Path) -> None:
-    """Write everything about the runs below `out`. Raises DataError naming the damaged file before it writes."""
-    runs, paper = load_runs(run_dirs), load_paper()
-    _write(out, {**compose_tables(runs, paper), **compose_claims(runs, paper), **_plots(runs, paper)})
+def build_report(run_dirs: Sequence[Path], out: Path, data_root: Path | None = None) -> list[str]:
+    """Write everything about the runs below `out`; see `write_tables`."""
+    return _build(run_dirs, out, data_root, compose_tables, compose_claims, _plots)
 
 
-def write_tables(run_dirs: Sequence[Path], out: Path) -> None:
-    """Write tables.md and tables/*.csv below `out`. Raises DataError."""
-    _write(out, compose_tables(load_runs(run_dirs), load_paper()))
+def write_tables(run_dirs: Sequence[Path], out: Path, data_root: Path | None = None) -> list[str]:
+    """Write tables.md and tables/*.csv below `out`; returns why runs were left out, a line each.
+
+    Runs must have been computed on the data that is prepared in `data_root`, as far as it is there, and on the same
+    data as the other runs of their benchmark. Raises DataError: no such run, or one run in two directories.
+    """
+    return _build(run_dirs, out, data_root, compose_tables)
 
 
-def write_claims(run_dirs: Sequence[Path], out: Path) -> None:
-    """Write claims.md and tables/claims.csv below `out`. Raises DataError."""
-    _write(out, compose_claims(load_runs(run_dirs), load_paper()))
+def write_claims(run_dirs: Sequence[Path], out: Path, data_root: Path | None = None) -> list[str]:
+    """Write claims.md and tables/claims.csv below `out`; see `write_tables`."""
+    return _build(run_dirs, out, data_root, compose_claims)
 
 
-def write_plots(run_dirs: Sequence[Path], out: Path) -> None:
-    """Write plots/*.png and plots/*.svg below `out`. Raises DataError."""
-    _write(out, _plots(load_runs(run_dirs), load_paper()))
+def write_plots(run_dirs: Sequence[Path], out: Path, data_root: Path | None = None) -> list[str]:
+    """Write plots/*.png and plots/*.svg below `out`; see `write_tables`. Raises DataError for a history too."""
+    return _build(run_dirs, out, data_root, _plots)
+
+
+def _build(
+    run_dirs: Sequence[Path],
+    out: Path,
+    data_root: Path | None,
+    *parts: Callable[[Sequence[Run], Sequence[PaperValue]], Mapping[str, str | bytes]],
+) -> list[str]:
+    refused: list[DataError] = []
+    runs, paper = load_runs(run_dirs, data_root, refused.append), load_paper()
+    left_out = [str(error) for error in refused]
+    files = {name: content for part in parts for name, content in part(runs, paper).items()}
+    if left_out:
+        pages = {name: _with_warning(str(files[name]), left_out) for name in files if name.endswith(".md")}
+        files.update(pages)
+    _write(out, files)
+    return left_out
+
+
+def _with_warning(page: str, left_out: Sequence[str]) -> str:
+    """The page with what is missing from it, below its title."""
+    title, rest = page.split("\n", 1)
+    count = f"{len(left_out)} result{'s are' if len(left_out) > 1 else ' is'}"
+    lines = [
+        f"> **{count} left out of this page: damaged or not fitting.**",
+        ">",
+        *(f"> - {line}" for line in left_out),
+    ]
+    return "\n".join([title, "", *lines, rest])
 
 
 def _plots(runs: Sequence[Run], paper: Sequence[PaperValue]) -> dict[str, bytes]:

@@ -8,16 +8,34 @@ from collections.abc import Mapping
 from wmse.errors import DataError
 from wmse.report.plots import render
 
-NODE = re.compile(r'^\s*(\w+)\[label = "([^"]+)"', re.MULTILINE)
+NODE = re.compile(r'^\s*(\w+)\[label = "(\w{1,60})\b', re.MULTILINE)
 EDGE = re.compile(r"^\s*(\w+) -> (\w+)", re.MULTILINE)
+MOST_RULES = 50  # that a figure has room for
 
 
 def parse_dot(text: str) -> tuple[list[str], list[tuple[str, str]]]:
-    """Rules and (from, to) edges of `snakemake --rulegraph`. Raises DataError if there is no rule in it."""
-    names = {number: label.partition("\\n")[0] for number, label in NODE.findall(text)}
-    if not names:
-        raise DataError("no rule in the input; give it the output of `snakemake --rulegraph`")
-    return list(names.values()), [(names[a], names[b]) for a, b in EDGE.findall(text)]
+    """Rules and (from, to) edges of `snakemake --rulegraph`. Raises DataError if that is not what it is."""
+    names = dict(NODE.findall(text))
+    rules = list(dict.fromkeys(names.values()))
+    if not 0 < len(rules) <= MOST_RULES:
+        found = f"{len(rules)} rules, more than a figure has room for" if rules else "no rule"
+        raise DataError(f"{found} in the input; give it the output of `snakemake --rulegraph`")
+    edges = list(dict.fromkeys((names.get(a), names.get(b)) for a, b in EDGE.findall(text)))
+    if any(None in edge for edge in edges) or any(after in _reached(edges, after) for _, after in edges):
+        raise DataError("an arrow of the input is part of a circle or leads to no rule: it is no workflow's graph")
+    return rules, edges
+
+
+def _reached(edges: list[tuple[str, str]], start: str) -> set[str]:
+    """Every rule that some path leads to from `start`."""
+    reached: set[str] = set()
+    ahead = [start]
+    while ahead:
+        rule = ahead.pop()
+        following = {after for before, after in edges if before == rule} - reached
+        reached |= following
+        ahead += following
+    return reached
 
 
 def layers(rules: list[str], edges: list[tuple[str, str]]) -> dict[str, int]:
@@ -33,14 +51,11 @@ def layers(rules: list[str], edges: list[tuple[str, str]]) -> dict[str, int]:
 
 def direct(edges: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """The edges that no longer path says already (the transitive reduction of an acyclic graph)."""
-
-    def reaches(start: str, goal: str) -> bool:
-        return any(after == goal or reaches(after, goal) for before, after in edges if before == start)
-
+    reached = {rule: _reached(edges, rule) for edge in edges for rule in edge}
     return [
         (before, after)
         for before, after in edges
-        if not any(a == before and b != after and reaches(b, after) for a, b in edges)
+        if not any(a == before and b != after and after in reached[b] for a, b in edges)
     ]
 
 
@@ -48,6 +63,9 @@ def draw_dag(text: str, jobs: Mapping[str, int]) -> dict[str, bytes]:
     """The figure as PNG and SVG by suffix, from a rule graph and the number of jobs of each rule."""
     from matplotlib.figure import Figure
 
+    for rule, number in jobs.items():
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 10**9:
+            raise DataError(f"--jobs: the number of jobs of {rule[:60]!r} must be a whole number from 0")
     rules, edges = parse_dot(text)
     place = layers(rules, edges)
     columns = [[rule for rule in rules if place[rule] == layer] for layer in range(max(place.values()) + 1)]

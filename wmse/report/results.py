@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -9,16 +10,21 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wmse.config import IDENTITY, RunSpec, recipes
-from wmse.errors import DataError
+from wmse.datasets import load
+from wmse.errors import ConfigError, DataError
+from wmse.files import content_digest, file_digest
 from wmse.report.paper import METRICS
 
 FORMAT = 1
+MOST = 1e18  # of any number in a result: views, bytes, seconds and everything else stay far below
+RESULT, HISTORY = "result.json", "history.csv"
 BASELINES = tuple(recipes()["baselines"])  # never trained: no pretraining record, no history
 HISTORY_COLUMNS = ("epoch", "seconds", "loss", "knn5_top1", "embedding_std", "effective_rank")
 # A result that is older than a parameter was computed with what is now the parameter's default.
@@ -33,6 +39,14 @@ DIAGNOSTICS = {
     "effective_rank": ("effective rank", 1),
     "ms_per_step": ("ms / step", 0),
     "views": ("views", 0),
+}
+# What older results, baselines or other machines lack.
+OPTIONAL = {
+    **{f"pretrain.{name}": float for name in ("steps", "views", "embedding_std", "effective_rank")},
+    "evaluation.wall_seconds": float,
+    "provenance.hardware.cpu": str,
+    "provenance.hardware.cores": int,
+    "provenance.hardware.gpu": str,
 }
 REQUIRED_METRICS = ("linear_top1", "knn5_top1")
 # Keys a reader looks at first when specs of one cell differ.
@@ -126,23 +140,65 @@ class Group:
         return Summary(statistics.fmean(values), std, len(values))
 
 
-def load_runs(run_dirs: Iterable[Path]) -> list[Run]:
-    """All runs, sorted by name. Raises DataError for a damaged run, or for one run found in two directories."""
+def _refuse(error: DataError) -> None:
+    raise error
+
+
+def load_runs(
+    run_dirs: Iterable[Path], data_root: Path | None = None, refuse: Callable[[DataError], None] = _refuse
+) -> list[Run]:
+    """All runs, sorted by name, of which those of one benchmark were computed on the same data.
+
+    `refuse` gets a DataError for every run that is damaged or does not fit, and decides: if it returns, the run is left
+    out. Raises DataError if a directory has no result, or for one run found in two directories.
+    """
     runs: dict[str, Run] = {}
     for directory in sorted({Path(path) for path in run_dirs}):
-        run = load_run(directory)
+        if not (file := directory / RESULT).exists():
+            raise DataError(f"{file} does not exist: evaluate the run first, or leave it out of the report")
+        try:
+            run = load_run(directory)
+        except DataError as error:
+            refuse(error)
+            continue
         if run.name in runs:
             raise DataError(f"{run.path} and {runs[run.name].path} are both run {run.name}: give one of them")
         runs[run.name] = run
+    for name, error in _of_other_data(runs.values(), data_root).items():
+        refuse(error)
+        del runs[name]
     return [runs[name] for name in sorted(runs)]
+
+
+def _of_other_data(runs: Iterable[Run], data_root: Path | None) -> dict[str, DataError]:
+    """The runs that were computed on other data than is prepared, or else than most runs of their benchmark."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.benchmark, []).append(run)
+    errors = {}
+    for benchmark, members in found.items():
+        counts = Counter(run.data_digest for run in members).most_common(2)
+        right, source = counts[0][0], "most runs of this benchmark have"
+        if len(counts) == 2 and counts[0][1] == counts[1][1]:
+            right, source = "", "as many runs of this benchmark have another one"
+        if data_root:
+            with contextlib.suppress(DataError):  # not prepared here
+                right, source = load(benchmark, data_root).digest, f"the prepared data in {data_root} has"
+        for run in members:
+            if run.data_digest != right:
+                reason = f"was computed on data with digest {run.data_digest}, {source} {right}".rstrip()
+                errors[run.name] = DataError(f"{run.path / RESULT}: {reason}; prepare the data and run it again")
+    return errors
 
 
 def load_run(directory: Path) -> Run:
     """Read and check `directory`/result.json. Raises DataError naming the file and the key that is wrong."""
-    file = directory / "result.json"
+    file = directory / RESULT
     content = _Checked(file, _read_json(file))
     if (version := content.get("format", int)) != FORMAT:
         raise content.error("format", f"is {version}, this version reads {FORMAT}")
+    if content.get("sha256", str) != content_digest(content.content):
+        raise content.error("sha256", "is not the digest of the rest: the file was changed after it was written")
     run = Run(
         path=directory,
         name=content.get("run", str),
@@ -161,13 +217,17 @@ def load_run(directory: Path) -> Run:
         provenance=content.get("provenance", dict),
     )
     _check_provenance(content)
+    for key, kind in OPTIONAL.items():
+        if content.has(key):
+            content.get(key, kind, none=True)
     _check_identity(run, content)
+    _check_history(run, content)
     return run
 
 
 def load_history(run: Run) -> dict[str, list[float]]:
     """Columns of the run's history.csv, one entry per epoch; NaN where a column is empty. Raises DataError."""
-    file = run.path / "history.csv"
+    file = run.path / HISTORY
     try:
         with open(file, encoding="utf-8", newline="") as handle:
             rows = list(csv.DictReader(handle))
@@ -207,12 +267,13 @@ class _Checked:
     def error(self, key: str, problem: str) -> DataError:
         return DataError(f"{self.file}: key '{key}' {problem}; evaluate the run again to write the file anew")
 
+    def has(self, key: str) -> bool:
+        return self._find(key) is not _MISSING
+
     def get(self, key: str, kind: type, none: bool = False) -> Any:
-        value: Any = self.content
-        for part in key.split("."):
-            if not isinstance(value, dict) or part not in value:
-                raise self.error(key, "is missing")
-            value = value[part]
+        value = self._find(key)
+        if value is _MISSING:
+            raise self.error(key, "is missing")
         if value is None and none:
             return None
         kinds = (int, float) if kind is float else (kind,)
@@ -220,21 +281,42 @@ class _Checked:
             raise self.error(key, f"must be of type {kind.__name__}, not {json.dumps(value)[:60]}")
         return value
 
+    def _find(self, key: str) -> Any:
+        value: Any = self.content
+        for part in key.split("."):
+            if not isinstance(value, dict) or part not in value:
+                return _MISSING
+            value = value[part]
+        return value
+
+
+_MISSING = object()
+
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"), parse_constant=_reject_constant)
-    except FileNotFoundError:
-        raise DataError(f"{file} does not exist: evaluate the run first, or leave it out of the report") from None
-    except (OSError, ValueError) as error:
+        content = json.loads(
+            file.read_text(encoding="utf-8"), parse_constant=_reject, parse_float=_number(float), parse_int=_number(int)
+        )
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: cannot be read as JSON ({error}); evaluate the run again") from None
     if not isinstance(content, dict):
         raise DataError(f"{file}: must hold a JSON object; evaluate the run again")
     return content
 
 
-def _reject_constant(name: str) -> float:
-    raise ValueError(f"it holds {name}, which is not a number")
+def _reject(text: str) -> float:
+    raise ValueError(f"it holds {text[:40]}, which is not a number of a result")
+
+
+def _number(kind: type) -> Callable[[str], float]:
+    """A parser of numbers that refuses what no run can measure, and arithmetic would overflow on."""
+
+    def parse(text: str) -> float:
+        value = kind(text) if len(text) < 40 else math.inf
+        return value if abs(value) < MOST else _reject(text)
+
+    return parse
 
 
 def _differences(content: _Checked) -> dict[str, dict[str, Any]] | None:
@@ -279,6 +361,12 @@ def _check_identity(run: Run, content: _Checked) -> None:
     """Directory name, seed, hash and spec must tell the same story: a renamed or copied-over run is refused."""
     if not re.fullmatch(r"[0-9a-f]{64}", run.spec_hash):
         raise content.error("spec_hash", "must be 64 hexadecimal digits")
+    try:
+        spec_hash = RunSpec.from_dict(content.content["spec"], runnable=False).hash
+    except ConfigError as error:
+        raise content.error("spec", f"is no specification of this version ({error})") from None
+    if run.spec_hash != spec_hash:
+        raise content.error("spec_hash", f"is {run.spec_hash[:8]}..., but the hash of 'spec' is {spec_hash[:8]}...")
     expected = f"seed{run.seed}-{run.spec_hash[:8]}"
     if run.path.name != expected:
         raise content.error("spec_hash", f"and 'seed' belong to a directory named {expected}, not {run.path.name}")
@@ -291,6 +379,13 @@ def _check_identity(run: Run, content: _Checked) -> None:
         content.get("spec.variant", str)
     if run.trained and content.content["spec"].get("epochs", run.epochs) != run.epochs:
         raise content.error("pretrain.epochs", f"is {run.epochs}, but the spec asks for {run.spec['epochs']}")
+
+
+def _check_history(run: Run, content: _Checked) -> None:
+    file = run.path / HISTORY
+    expected = content.get("files", dict).get(HISTORY)
+    if expected and file.exists() and expected != f"sha256:{file_digest(file)}":
+        raise DataError(f"{file}: is not the history that {RESULT} was made with; remove it and train the run again")
 
 
 def _history_value(file: Path, line: int, row: dict[str, str | None], column: str) -> float:
@@ -315,7 +410,7 @@ def _group(runs: list[Run]) -> Group:
     for run in members[1:]:
         if run.differences != members[0].differences:
             raise DataError(
-                f"{run.path / 'result.json'}: key 'paper_differences' differs from that of {members[0].name}, which "
+                f"{run.path / RESULT}: key 'paper_differences' differs from that of {members[0].name}, which "
                 "has the same spec: evaluate both with the same version"
             )
     return Group(tuple(members))

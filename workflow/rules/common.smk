@@ -4,13 +4,15 @@ import json
 import os
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
 
 from wmse.config import load_project
-from wmse.errors import ConfigError
+from wmse.errors import ConfigError, WmseError
+from wmse.files import lock_holder, take_lock
 
 try:
     PROJECT = load_project(Path(workflow.basedir).parent, config)
@@ -32,6 +34,37 @@ PLOTS = expand(
 GPU = SETTINGS["device"] == "cuda" or (
     SETTINGS["device"] == "auto" and shutil.which("nvidia-smi") is not None
 )
+
+
+# Held by the Snakemake that works in the results folder, from its first job to its end. The kernel releases it when the
+# process ends, however it ends: unlike Snakemake's own lock files, it tells a run that goes on from one that was killed.
+LOCK = Path(RESULTS) / ".snakemake.lock"
+HELD = []
+
+
+def hold_results():
+    """Let nobody else run jobs for this results folder, from whatever working folder."""
+    name = shlex.join(["snakemake", *sys.argv[1:]])
+    try:
+        HELD.append(take_lock(LOCK, name))
+    except WmseError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def forget_killed_run():
+    """Remove the locks that a killed Snakemake left in this working folder; else say who is at work."""
+    holder, locks = lock_holder(LOCK), Path(".snakemake/locks")
+    if holder:
+        logger.warning(f"{RESULTS}: at work here is {holder}")
+    elif any(locks.glob("*")):
+        logger.warning(
+            f"{RESULTS}: the last run here was killed; going on from where it was"
+        )
+        shutil.rmtree(locks, ignore_errors=True)
+
+
+if workflow.is_main_process:
+    forget_killed_run()
 
 
 def outside_folders():
@@ -166,4 +199,9 @@ def command(stage, extra=""):
 ONE_AT_A_TIME = (
     len(TRAINED) == 1 or GPU or share_of_cores(len(TRAINED)) == workflow.cores
 )
-PRETRAIN_FLAGS = f"--checkpoint-minutes {SETTINGS['checkpoint_minutes']} {'' if ONE_AT_A_TIME else '--no-progress'}"
+CHECKPOINTS = " ".join(
+    f"--{key.replace('_', '-')} {SETTINGS[key]}"
+    for key in ("checkpoint_seconds", "checkpoint_epochs", "keep_checkpoints")
+    if SETTINGS[key] is not None
+)
+PRETRAIN_FLAGS = f"{CHECKPOINTS} {'' if ONE_AT_A_TIME else '--no-progress'}"

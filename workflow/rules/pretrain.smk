@@ -1,4 +1,4 @@
-"""Pretraining: one job per run. The checkpoint is no output, so that it survives a failed or killed job."""
+"""Pretraining: one job per run. The checkpoints are no output, so that they survive a failed or killed job."""
 
 
 rule pretrain:

@@ -16,7 +16,8 @@ rule tables:
         runs=lambda wildcards, input: folders(input.results),
         out=lambda wildcards, output: Path(output[0]).parent,
     shell:
-        "wmse report --only tables --out {params.out:q} --log {log:q} {params.runs:q}"
+        f"wmse report --only tables --data-root {shlex.quote(DATA)}"
+        " --out {params.out:q} --log {log:q} {params.runs:q}"
 
 
 rule claims:
@@ -35,7 +36,8 @@ rule claims:
         runs=lambda wildcards, input: folders(input.results),
         out=lambda wildcards, output: Path(output[0]).parent,
     shell:
-        "wmse report --only claims --out {params.out:q} --log {log:q} {params.runs:q}"
+        f"wmse report --only claims --data-root {shlex.quote(DATA)}"
+        " --out {params.out:q} --log {log:q} {params.runs:q}"
 
 
 rule plots:
@@ -76,7 +78,8 @@ rule plots:
         runs=lambda wildcards, input: folders(input.results),
         out=lambda wildcards, output: Path(output[0]).parents[1],
     shell:
-        "wmse report --only plots --out {params.out:q} --log {log:q} {params.runs:q}"
+        f"wmse report --only plots --data-root {shlex.quote(DATA)}"
+        " --out {params.out:q} --log {log:q} {params.runs:q}"
 
 
 rule dag:

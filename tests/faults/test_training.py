@@ -1,0 +1,430 @@
+"""Faults inside a training: numbers that are not finite, collapse, damaged checkpoints, stops, too little memory."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import pickle
+import random
+import re
+import resource
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import FakeData, make_images, tiny_spec
+from forked import Reference, start, wait
+
+import wmse.pretrain
+from wmse.checkpoint import CHECKPOINTS, CheckpointPolicy, list_checkpoints, load_checkpoint
+from wmse.config import RunSpec
+from wmse.errors import CheckpointError, OutOfMemoryError, TrainingError
+from wmse.evaluate import evaluate
+from wmse.pretrain import Stopped, Trainer, pretrain
+from wmse.runtime import Runtime, out_of_memory
+
+CPU = Runtime(torch.device("cpu"), channels_last=False)
+EVERY_STEP = CheckpointPolicy(seconds=0, keep=3)
+
+
+def make(spec: RunSpec, data: FakeData, out: Path, lines: list[str] | None = None, **settings: object) -> Trainer:
+    settings = {"checkpoints": EVERY_STEP, **settings}
+    return Trainer(spec, data, out, CPU, log=(lines if lines is not None else []).append, **settings)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    return Reference(tiny_spec(), tmp_path_factory.mktemp("reference"))
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def poison(trainer: Trainer, step: int, value: float) -> None:
+    """One entry of one gradient becomes `value` in that step."""
+
+    def hook(gradient: torch.Tensor) -> torch.Tensor:
+        if trainer.progress.step == step:
+            gradient = gradient.clone()
+            gradient.view(-1)[5] = value
+        return gradient
+
+    trainer.method.encoder.layer2[0].bn1.weight.register_hook(hook)
+
+
+@pytest.mark.parametrize(
+    ("step", "value", "deferred"),
+    [(0, torch.nan, True), (4, torch.inf, False), (5, -torch.inf, True), (8, torch.nan, False), (8, torch.nan, True)],
+)
+def test_a_gradient_that_is_not_finite_reaches_no_checkpoint(
+    step: int,
+    value: float,
+    deferred: bool,
+    tmp_path: Path,
+    reference: Reference,
+    counts: Counter[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At once as on a CPU, or `deferred` as on a GPU, where the bad update has been made when the verdict comes."""
+    trainer = make(
+        reference.spec, reference.data, tmp_path / "run", checkpoints=EVERY_STEP if step < 5 else CheckpointPolicy()
+    )
+    event = SimpleNamespace(record=lambda: None, synchronize=lambda: None)
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    trainer.guard.deferred = deferred
+    poison(trainer, step, value)
+    epoch = step // 3 + 1
+    with pytest.raises(TrainingError, match=rf"seed0-\w+: step {step} \(epoch {epoch}\): the gradient is not finite"):
+        trainer.run()
+    counts["faults"] += 1
+    assert trainer.progress.step <= step + deferred
+    for _, path in list_checkpoints(tmp_path / "run" / CHECKPOINTS):
+        state = torch.load(path, weights_only=True)
+        assert state["progress"]["step"] <= step
+        assert all(value.isfinite().all() for value in state["method"].values())
+    pretrain(reference.spec, reference.data, tmp_path / "run", CPU, log=lambda line: None)
+    reference.assert_same(tmp_path / "run")
+
+
+def test_parameters_that_are_not_finite_are_not_saved(data: FakeData, tmp_path: Path) -> None:
+    trainer = make(tiny_spec(), data, tmp_path)
+    trainer.method.after_step = lambda progress: trainer.method.head[0].bias.data.fill_(torch.inf)
+    with pytest.raises(TrainingError, match=r"step 0 \(epoch 1\): the parameters are not finite"):
+        trainer.run()
+    assert not list_checkpoints(tmp_path / CHECKPOINTS)
+
+
+def test_embeddings_that_are_not_finite_are_not_called_a_singular_covariance(data: FakeData, tmp_path: Path) -> None:
+    trainer = make(tiny_spec(), data, tmp_path)
+    torch.nn.init.constant_(trainer.method.encoder.conv1.weight, torch.nan)
+    with pytest.raises(TrainingError, match=r"step 0 \(epoch 1\): the embeddings are not finite"):
+        trainer.run()
+
+
+@pytest.mark.parametrize("label", ["wmse-2", "simclr", "byol"])
+def test_bf16_kernels_that_give_nan_on_feature_maps_of_one_pixel_change_no_parameter(
+    label: str, data: FakeData, tmp_path: Path
+) -> None:
+    """oneDNN's, on CPUs where it does; elsewhere the run must be healthy."""
+    runtime = Runtime(torch.device("cpu"), "bf16")
+    trainer = Trainer(tiny_spec(label, stem="imagenet"), data, tmp_path, runtime, log=lambda line: None)
+    try:
+        trainer.run()
+    except TrainingError as error:
+        assert re.search(r"the gradient is not finite.*precision: fp32", str(error))  # noqa: PT017 (may not raise)
+    assert all(p.isfinite().all() for p in trainer.method.parameters())
+
+
+@pytest.mark.parametrize("label", ["simclr", "byol"])
+def test_a_network_that_gives_one_embedding_for_all_images_is_stopped(
+    label: str, data: FakeData, tmp_path: Path, counts: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wmse.pretrain, "COLLAPSED_STEPS", 5)
+    lines: list[str] = []
+    trainer = make(tiny_spec(label), data, tmp_path, lines)
+    torch.nn.init.zeros_(trainer.method.encoder.conv1.weight)
+    with pytest.raises(TrainingError, match=r"step 4 .*equal to the last bit.*Lower lr"):
+        trainer.run()
+    assert any("warning" in line and "nearly collapsed" in line for line in lines)
+    counts["faults"] += 1
+
+
+def test_a_head_that_starts_at_zero_and_an_ablation_that_shows_collapse_run_to_the_end(
+    data: FakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wmse.pretrain, "COLLAPSED_STEPS", 5)
+    trained = [make(tiny_spec(label), data, tmp_path / label) for label in ("byol", "wmse-2@no-whitening")]
+    for trainer in trained:
+        torch.nn.init.zeros_(trainer.method.head[-1].weight)
+    spread = [trainer.run()[-1]["embedding_std"] for trainer in trained]
+    assert spread[0] > 0.1
+    assert spread[1] == 0
+
+
+# --- damaged checkpoints ----------------------------------------------------------------------------------------------
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flip(content: bytes) -> bytes:
+    changed = bytearray(content)
+    changed[len(content) // 3] ^= 1
+    return bytes(changed)
+
+
+def empty(content: bytes) -> bytes:
+    return b""
+
+
+@pytest.mark.parametrize("damage", [cut, flip, empty])
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_is_used(
+    damage: Callable[[bytes], bytes], tmp_path: Path, reference: Reference, counts: Counter[str]
+) -> None:
+    run, lines = tmp_path / "run", []
+    trainer = make(reference.spec, reference.data, run)
+    trainer.stop = lambda: trainer.progress.step == 5
+    with pytest.raises(Stopped):
+        trainer.run()
+    (newest_step, newest), (before, _), *_ = list_checkpoints(run / CHECKPOINTS)
+    assert (newest_step, before) == (5, 4)
+    newest.write_bytes(damage(newest.read_bytes()))
+    counts["faults"] += 1
+    pretrain(reference.spec, reference.data, run, CPU, log=lines.append, checkpoints=EVERY_STEP)
+    (warning,) = [line for line in lines if line.startswith("warning: ")]
+    assert str(newest) in warning
+    assert "sha256" in warning
+    assert any("at step 4 of 9" in line for line in lines)
+    assert newest.with_name(newest.name + ".damaged").exists()
+    reference.assert_same(run)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again(data: FakeData, tmp_path: Path) -> None:
+    trainer = make(tiny_spec(), data, tmp_path)
+    trainer.stop = lambda: trainer.progress.step == 4
+    with pytest.raises(Stopped):
+        trainer.run()
+    found = [path for _, path in list_checkpoints(tmp_path / CHECKPOINTS)]
+    copy = shutil.copy(found[1], tmp_path / "backup")
+    for path in found:
+        path.write_bytes(b"damaged")
+    for _ in range(2):  # asking again changes nothing
+        with pytest.raises(
+            CheckpointError, match=rf"{CHECKPOINTS}: no checkpoint is intact \(step.*remove this folder"
+        ):
+            make(tiny_spec(), data, tmp_path).run()
+    shutil.copy(copy, found[1])  # as the message says
+    again = make(tiny_spec(), data, tmp_path)
+    again.run()
+    assert again.progress.resumed == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "error", "outcome"),
+    [
+        (Path, "read_bytes", PermissionError(errno.EACCES, "Permission denied"), CheckpointError),
+        (torch, "load", RuntimeError("DefaultCPUAllocator: can't allocate memory"), OutOfMemoryError),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_loaded_now_is_not_called_damaged(
+    module: object,
+    name: str,
+    error: Exception,
+    outcome: type[Exception],
+    data: FakeData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trainer = make(tiny_spec(), data, tmp_path)
+    trainer.stop = lambda: trainer.progress.step == 2
+    with pytest.raises(Stopped):
+        trainer.run()
+    before = list_checkpoints(tmp_path / CHECKPOINTS)
+
+    def failing(*arguments: object, **named: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module, name, failing)
+    with pytest.raises(outcome, match=r"step-000000002-\w+\.pt: cannot be read|out of memory"):
+        pretrain(tiny_spec(), data, tmp_path, CPU, log=lambda line: None)
+    assert list_checkpoints(tmp_path / CHECKPOINTS) == before
+
+
+def test_a_newest_checkpoint_on_a_bad_block_is_set_aside(
+    data: FakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make(tiny_spec(), data, tmp_path)
+    trainer.stop = lambda: trainer.progress.step == 2
+    with pytest.raises(Stopped):
+        trainer.run()
+    read = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        if "step-000000002" in path.name:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    lines: list[str] = []
+    make(tiny_spec(), data, tmp_path, lines).run()
+    assert any("warning: " in line and "step-000000002" in line and "Input/output error" in line for line in lines)
+    assert any("at step 1 of 9" in line for line in lines)
+
+
+class Payload:
+    """A pickle that would create a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_forged_checkpoint_is_refused_and_executes_nothing(data: FakeData, tmp_path: Path) -> None:
+    folder = tmp_path / CHECKPOINTS
+    folder.mkdir()
+    zipped = io.BytesIO()
+    torch.save({"format": 2, "hash": Payload(tmp_path / "executed")}, zipped)
+    for content in (zipped.getvalue(), pickle.dumps(Payload(tmp_path / "executed"), protocol=2), b"", b"text"):
+        path = folder / f"step-000000001-{sha256(content).hexdigest()[:16]}.pt"
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"step-000000001-\w+\.pt: not a readable checkpoint"):
+            make(tiny_spec(), data, tmp_path).run()
+        path.unlink()
+    assert not (tmp_path / "executed").exists()
+
+
+def test_checkpoints_come_as_asked_and_only_the_newest_stay(data: FakeData, tmp_path: Path) -> None:
+    found: list[list[int]] = []
+
+    def log(line: str) -> None:
+        if line.startswith("epoch"):
+            found.append([step for step, _ in list_checkpoints(tmp_path / CHECKPOINTS)])
+
+    policy = CheckpointPolicy(seconds=1e9, epochs=2, keep=2)
+    pretrain(tiny_spec(epochs=7), data, tmp_path, CPU, log=log, checkpoints=policy)
+    assert found == [[], [], [6], [6], [12, 6], [12, 6], [18, 12]]
+    assert [step for step, _ in list_checkpoints(tmp_path / CHECKPOINTS)] == [21, 18]
+
+
+# --- stops ------------------------------------------------------------------------------------------------------------
+
+
+def test_stops_at_many_moments_of_one_run_change_no_bit(
+    tmp_path: Path, reference: Reference, counts: Counter[str]
+) -> None:
+    """After steps and between the parts of the evaluations, of which the epochs 2 and 3 have one each."""
+    run, steps, sessions = tmp_path / "run", 0, 0
+    chance = random.Random(0)
+    finished = False
+    while not finished:
+        trainer = make(reference.spec, reference.data, run, checkpoints=CheckpointPolicy())
+        asked = iter([False] * chance.randint(0, 4) + [True])
+        trainer.stop = lambda asked=asked: next(asked)
+        before = list_checkpoints(run / CHECKPOINTS)
+        try:
+            trainer.run()
+            finished = True
+        except Stopped:
+            counts["faults"] += 1
+            sessions += 1
+        steps += trainer.progress.step - (before[0][0] if before else 0)
+    assert steps == 9  # none is taken twice
+    assert sessions >= 5
+    pretrain(reference.spec, reference.data, run, CPU, log=lambda line: None)
+    reference.assert_same(run)
+
+
+def test_a_stop_within_the_evaluation_leaves_the_whole_evaluation_to_do(tmp_path: Path, reference: Reference) -> None:
+    for part in range(3):  # features of the training images, of the test images, neighbours
+        run = tmp_path / str(part)
+        trainer = make(reference.spec, reference.data, run, checkpoints=CheckpointPolicy())
+        questions = iter([False] * (6 - 1 + part) + [True])  # epoch 2 ends with step 6, epoch 1 has no evaluation
+        trainer.stop = lambda questions=questions: next(questions)
+        with pytest.raises(Stopped):
+            trainer.run()
+        ((step, _),) = list_checkpoints(run / CHECKPOINTS)
+        state = load_checkpoint(run / CHECKPOINTS, reference.spec)
+        assert (step, len(state["progress"]["history"]), state["progress"]["unevaluated"]["epoch"]) == (6, 1, 2)
+        pretrain(reference.spec, reference.data, run, CPU, log=lambda line: None)
+        reference.assert_same(run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_each_signal_stops_with_a_checkpoint(number: int, tmp_path: Path, reference: Reference) -> None:
+    def log(line: str) -> None:
+        if line.startswith("epoch 1/"):
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Stopped, match=f"stopped by {signal.Signals(number).name} after step 3"):
+        pretrain(reference.spec, reference.data, tmp_path / "run", CPU, log=log)
+    pretrain(reference.spec, reference.data, tmp_path / "run", CPU, log=lambda line: None)
+    reference.assert_same(tmp_path / "run")
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def limit_memory(extra: int) -> None:
+    """No more than `extra` bytes of data beyond what this process has now."""
+    status = Path("/proc/self/status").read_text()
+    data = 1024 * int(re.search(r"VmData:\s*(\d+)", status)[1])
+    resource.setrlimit(resource.RLIMIT_DATA, (data + extra, data + extra))
+
+
+def test_too_little_memory_is_one_message_and_costs_no_checkpoint(
+    tmp_path: Path, long: bool, counts: Counter[str]
+) -> None:
+    """The allocator refuses in the middle of a training, at allocations that depend on how much it still gives."""
+    images = make_images(1300, 1)
+    data = FakeData(pretrain=images, train=images, test=make_images(60, 2))
+    spec = tiny_spec(epochs=1, lr_drops=[], batch_size=640, view_size=16, eval_resize=16)
+    reference = Reference(spec, tmp_path / "reference", data)
+    refused = 0
+    for extra in range(0, 33 if long else 1, 4):
+        run, log = tmp_path / f"run{extra}", tmp_path / "log"
+
+        def work(run: Path = run, extra: int = extra) -> None:
+            step = Trainer.step
+
+            def limited(trainer: Trainer, *index: torch.Tensor) -> object:
+                if trainer.progress.step == 1:
+                    limit_memory(extra * 2**20)
+                return step(trainer, *index)
+
+            Trainer.step = limited
+            reference.job(run, EVERY_STEP)
+
+        status = wait(start(work, log))
+        lines = log.read_text().splitlines()
+        if status:
+            assert status == 1, lines
+            assert len(lines) == 1
+            assert re.search(rf"{spec.run}.*out of memory on cpu, after a peak of [\d,]+ MiB", lines[0])
+            refused += 1
+            counts["faults"] += 1
+        assert reference.assert_whole(run) >= 1
+        assert wait(start(lambda run=run: reference.job(run), log)) == 0, log.read_text()
+        reference.assert_same(run)
+    assert refused >= (3 if long else 1)
+
+
+def test_too_little_memory_for_the_evaluation_is_one_message(tmp_path: Path, data: FakeData) -> None:
+    spec, log = tiny_spec("random", view_size=32, eval_resize=0, width=16), tmp_path / "log"
+
+    def work() -> None:
+        limit_memory(0)
+        evaluate(spec, data, tmp_path, CPU, log=lambda line: None)
+
+    assert wait(start(work, log)) == 1, log.read_text()
+    assert re.search(rf"{spec.run}: evaluation: out of memory on cpu", log.read_text())
+    assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ..."),
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+    ],
+)
+def test_every_kind_of_failed_allocation_has_the_same_message(error: Exception) -> None:
+    with (
+        pytest.raises(
+            OutOfMemoryError, match=r"^step 3: out of memory on cpu, after a peak of [\d,]+ MiB \(.*\)\. Do$"
+        ),
+        out_of_memory(lambda: "step 3", CPU.device, "Do"),
+    ):
+        raise error
+    with pytest.raises(RuntimeError, match="shapes"), out_of_memory(lambda: "", CPU.device, ""):
+        raise RuntimeError("shapes do not match")
