@@ -76,15 +76,15 @@ class Counter:
 class KillPoints:
     """Kills this process at its n-th moment around the calls that change what lies in `folder`.
 
-    The moments are before and after each open for writing, fsync, rename, unlink and mkdir, and the middle of each
-    write. TensorBoard's events are left out: its thread writes them when it likes.
+    The moments are the middle of each write and, `everywhere`, before and after each open for writing, fsync, rename,
+    unlink and mkdir. TensorBoard's events are left out: its thread writes them when it likes.
     """
 
-    def __init__(self, folder: Path, n: int) -> None:
-        self.folder, self.left = folder, n
+    def __init__(self, folder: Path, n: int, everywhere: bool) -> None:
+        self.folder, self.left, self.everywhere = folder, n, everywhere
 
-    def point(self) -> None:
-        self.left -= 1
+    def point(self, in_write: bool = False) -> None:
+        self.left -= in_write or self.everywhere
         if self.left == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -124,14 +124,14 @@ class KillPoints:
 class TornFile:
     """A file whose writes reach the disk in two halves, with a moment between them."""
 
-    def __init__(self, file: Any, point: Callable[[], None]) -> None:
+    def __init__(self, file: Any, point: Callable[[bool], None]) -> None:
         self.file, self.point = file, point
 
     def write(self, content: Any) -> int:
         half = len(content) // 2
         self.file.write(content[:half])
         self.file.flush()
-        self.point()
+        self.point(True)
         self.file.write(content[half:])
         return len(content)
 
