@@ -212,9 +212,6 @@ def run_list(options: argparse.Namespace, log: Log) -> None:
 
 
 def run_estimate(options: argparse.Namespace, log: Log) -> None:
-    for name, value in (("--watts", options.watts), ("--seconds", options.seconds)):
-        if value is not None and not 0 < value <= 1e6:
-            raise ConfigError(f"{name}: must be above 0 and at most 1,000,000, got {value}")
     project = _project(options)
     from wmse.estimate import WarmUp, estimate, notes, table, total
     from wmse.power import PowerMeter
