@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +14,17 @@ from wmse.errors import ConfigError
 from wmse.runtime import claim_gpu, resolve
 
 CLAIM = "import sys; from pathlib import Path; from wmse.runtime import claim_gpu\n"
-CLAIM += "print(claim_gpu(3, Path(sys.argv[1])), flush=True); sys.stdin.readline()"
+CLAIM += "print(claim_gpu(int(sys.argv[2]), Path(sys.argv[1])), flush=True); sys.stdin.readline()"
 
 
-def claimant(folder: Path) -> tuple[subprocess.Popen[str], int]:
-    """A process that claims one of three GPUs until its input ends."""
+def claimant(folder: Path, count: int = 3, visible: str = "") -> tuple[subprocess.Popen[str], int]:
+    """A process that claims one of `count` GPUs until its input ends."""
     process = subprocess.Popen(
-        [sys.executable, "-c", CLAIM, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", CLAIM, str(folder), str(count)],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": visible},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     return process, int(process.stdout.readline())
@@ -35,6 +40,18 @@ def test_processes_claim_different_gpus_and_release_them_when_killed(tmp_path: P
         assert claim_gpu(3, tmp_path) == 0
     finally:
         for process, _ in (first, second):
+            process.kill()
+            process.communicate()
+
+
+def test_a_claim_is_on_the_gpu_that_is_visible_not_on_its_number(tmp_path: Path) -> None:
+    claimants = [claimant(tmp_path, 2, visible) for visible in ("2,3", "0,1", "2,3", "GPU-5f/0,1")]
+    claimants += [claimant(tmp_path, 4), claimant(tmp_path, 1, "1")]
+    try:
+        # Physical 2, 0, 3 and a name; the fifth finds only 1 free, and the last shares it, as it sees no other.
+        assert [index for _, index in claimants] == [0, 0, 1, 0, 1, 0]
+    finally:
+        for process, _ in claimants:
             process.kill()
             process.communicate()
 

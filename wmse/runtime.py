@@ -81,8 +81,9 @@ def resolve(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError("device: cuda was asked for, but torch sees no GPU (check the driver, or --nv / --gpus all)")
-    if device == "cuda" and torch.cuda.device_count() > 1:
-        device = f"cuda:{claim_gpu(torch.cuda.device_count())}"
+    if device == "cuda":
+        index = claim_gpu(torch.cuda.device_count())  # also the only visible one, which may be one of several to others
+        device = f"cuda:{index}" if torch.cuda.device_count() > 1 else device
     place = _device(device)
     on_gpu = place.type == "cuda"
     if precision == "auto":
@@ -119,13 +120,16 @@ _claims: list[IO[str]] = []  # open files whose locks last as long as this proce
 
 
 def claim_gpu(count: int, folder: Path | None = None) -> int:
-    """The first of `count` GPUs that no other process of ours holds; the first one if all are taken.
+    """The first of the `count` visible GPUs that no other process of ours holds; the first one if all are taken.
 
-    Snakemake counts the GPUs of its jobs but does not say which is whose. The kernel releases a claim when its process
-    ends, however it ends.
+    Snakemake counts the GPUs of its jobs but does not say which is whose. A claim is on the GPU as CUDA_VISIBLE_DEVICES
+    names it, if it does: to two processes that see different ones, each is number 0. The kernel releases a claim when
+    its process ends, however it ends.
     """
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
     for index in range(count):
-        path = (folder or Path(tempfile.gettempdir())) / f"wmse-gpu-{os.getuid()}-{index}.lock"
+        name = visible[index].replace("/", "_") if len(visible) >= count and visible[index] else index
+        path = (folder or Path(tempfile.gettempdir())) / f"wmse-gpu-{os.getuid()}-{name}.lock"
         file = open(path, "w", encoding="ascii")  # noqa: SIM115 (stays open on purpose)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -33,10 +33,10 @@ class Findings:
     problems: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
-        """`verified 2 prepared data sets, 12 encoders: no problem`."""
+        """`no problem in 2 prepared data, 12 encoder.safetensors`."""
         things = ", ".join(f"{number} {kind}" for kind, number in self.checked.items()) or "nothing: nothing is there"
         count = len(self.problems)
-        return f"verified {things}: {count or 'no'} problem{'s' if count > 1 else ''}"
+        return f"{count or 'no'} problem{'s' if count > 1 else ''} in {things}"
 
 
 def verify(run_dirs: Sequence[Path], data_root: Path, results: Path, progress: bool | None = None) -> Findings:
@@ -70,10 +70,10 @@ def _verify_data(source: Source, data_root: Path, digests: dict[str, str], findi
     """The archive or folder that was placed or downloaded, where its digests are published, and the prepared form."""
     found = find_raw(source, data_root / source.name / "raw")
     if found and (found[1].digest or any(found[1].files.values())):
-        findings.checked["raw data sets"] += 1
+        findings.checked["raw data"] += 1
         _attempt(findings, verify_raw, *found)
     if (prepared_folder(source, data_root) / MANIFEST).exists():
-        findings.checked["prepared data sets"] += 1
+        findings.checked["prepared data"] += 1
         if prepared := _attempt(findings, load, source.name, data_root, verify=True):
             digests[source.name] = prepared.digest
 

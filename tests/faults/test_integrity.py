@@ -67,8 +67,8 @@ def test_what_was_written_verifies(finished: Path, capsys: pytest.CaptureFixture
     assert main(command(finished)) == 0
     line = capsys.readouterr().out
     for part in (
-        "1 prepared data sets",
-        "1 raw data sets",
+        "1 prepared data",
+        "1 raw data",
         "1 checkpoints",
         "1 encoder",
         "1 history.csv",

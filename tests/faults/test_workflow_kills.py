@@ -155,6 +155,26 @@ def test_a_workflow_killed_at_any_moment_goes_on_to_the_same_results(
 
 
 @pytest.mark.long
+def test_a_training_that_outlives_its_snakemake_is_left_to_finish(
+    undisturbed: tuple[dict[str, Any], float], tmp_path: Path, counts: Counter[str]
+) -> None:
+    folder = project(tmp_path)
+    with running(folder) as process:
+        wait_for_a_checkpoint(folder, process)
+        os.killpg(process.pid, signal.SIGSTOP)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        counts["kills"] += 1
+        second = snakemake(folder)
+        assert second.returncode != 0
+        assert re.search(r"\.lock is locked by wmse pretrain \S+ \(pid \d+ on \S+\)", second.stdout + second.stderr)
+        send(process, signal.SIGCONT)
+    done = snakemake(folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert outcome(folder) == undisturbed[0]
+
+
+@pytest.mark.long
 def test_one_run_at_a_time_works_in_a_results_folder_and_looking_is_free(tmp_path: Path, counts: Counter[str]) -> None:
     folder, elsewhere = project(tmp_path / "first"), project(tmp_path / "second")
     with running(folder) as process:
