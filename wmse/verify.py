@@ -94,7 +94,7 @@ def _verify_run(folder: Path, digests: Mapping[str, str], findings: Findings) ->
         findings.checked["checkpoints"] += 1
         named, digest = CHECKPOINT.fullmatch(path.name), _attempt(findings, file_digest, path)
         if digest and not (named and digest.startswith(named[1])):
-            findings.problems.append(f"{path}: is not what its name says: remove it, and the run goes on from an older one")
+            findings.problems.append(f"{path}: is not what its name says: remove it, an older one will do")
     vouched: dict[str, str] = {}
     for name, advice in ((PRETRAINED, AGAIN), (RESULT, EVALUATE_AGAIN)):
         path = folder / name
