@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import select
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from wmse.datasets import prepare
 from wmse.errors import DataError, WmseError
 from wmse.files import (
     atomic_path,
@@ -21,10 +23,13 @@ from wmse.files import (
     exclusive_lock,
     file_digest,
     lock_holder,
+    take_lock,
     write_json,
     write_sealed_json,
     write_text,
 )
+
+HOST = socket.gethostname()
 
 
 def test_an_atomic_write_makes_folders_and_replaces_the_old_file(tmp_path: Path) -> None:
@@ -125,7 +130,7 @@ def held_elsewhere(path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_lock_refuses_a_second_process_and_names_the_holder(tmp_path: Path) -> None:
     path = tmp_path / "locks" / "run.lock"
     with held_elsewhere(path) as process:
-        expected = rf"run\.lock is locked by the first run \(pid {process.pid} on {socket.gethostname()}\): wait"
+        expected = rf"run\.lock is locked by the first run \(pid {process.pid} on {HOST}\): wait"
         for _ in range(2):  # the refused attempt must not have wiped the holder's name
             with pytest.raises(DataError, match=expected), exclusive_lock(path, "the second run", DataError):
                 pytest.fail("the lock was given twice")
@@ -134,7 +139,7 @@ def test_a_lock_refuses_a_second_process_and_names_the_holder(tmp_path: Path) ->
 def test_a_lock_is_free_once_its_holder_died(tmp_path: Path) -> None:
     path = tmp_path / "run.lock"
     with held_elsewhere(path) as process:
-        assert lock_holder(path) == f"the first run (pid {process.pid} on {socket.gethostname()})"
+        assert lock_holder(path) == f"the first run (pid {process.pid} on {HOST})"
         process.kill()
         process.wait()
         assert lock_holder(path) is None
@@ -156,6 +161,18 @@ def test_a_waiting_process_gets_the_lock_only_when_it_is_released(tmp_path: Path
         finally:
             process.kill()
     assert "the first run" in path.read_text()
+
+
+def test_a_preparation_waits_for_another_one_and_says_for_whom(tmp_path: Path) -> None:
+    held = take_lock(tmp_path / "fashion_mnist/.prepare.lock", "wmse prepare fashion_mnist")
+    lines: list[str] = []
+
+    def log(line: str) -> None:
+        lines.append(line)
+        held.close()
+
+    prepare("fashion_mnist", tmp_path, log=log)
+    assert lines[0] == f"fashion_mnist: waiting for wmse prepare fashion_mnist (pid {os.getpid()} on {HOST})"
 
 
 def test_a_lock_is_released_on_leaving_even_after_an_error(tmp_path: Path) -> None:

@@ -92,9 +92,9 @@ def _attempt(findings: Findings, check: Any, *arguments: Any, **options: Any) ->
 def _verify_run(folder: Path, digests: Mapping[str, str], findings: Findings) -> None:
     for path in sorted((folder / "checkpoints").glob("*.pt")):
         findings.checked["checkpoints"] += 1
-        named = CHECKPOINT.fullmatch(path.name)
-        if not named or not (_attempt(findings, file_digest, path) or "").startswith(named[1]):
-            findings.problems.append(f"{path}: is not what its name says: remove it; an older one or none will do")
+        named, digest = CHECKPOINT.fullmatch(path.name), _attempt(findings, file_digest, path)
+        if digest and not (named and digest.startswith(named[1])):
+            findings.problems.append(f"{path}: is not what its name says: remove it, an older one will do")
     vouched: dict[str, str] = {}
     for name, advice in ((PRETRAINED, AGAIN), (RESULT, EVALUATE_AGAIN)):
         path = folder / name
@@ -105,6 +105,9 @@ def _verify_run(folder: Path, digests: Mapping[str, str], findings: Findings) ->
             content = json.loads(path.read_text(encoding="utf-8"))
             reasons = list(_misfits(content, folder, digests))
             files = dict(content["files"])
+        except PermissionError as error:
+            findings.problems.append(explain(error))
+            continue
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, ConfigError) as error:
             findings.problems.append(f"{path}: cannot be read ({error!r}): {advice}")
             continue

@@ -10,7 +10,7 @@ from wmse.datasets.download import DownloadError, download, progress_bar
 from wmse.datasets.prepared import Prepared, load_prepared, write_arrays, write_listing
 from wmse.datasets.source import Archive, Log, Source
 from wmse.errors import DataError
-from wmse.files import exclusive_lock, file_digest
+from wmse.files import exclusive_lock, file_digest, lock_holder
 
 
 def prepare_source(
@@ -23,6 +23,8 @@ def prepare_source(
     except DataError:
         pass
     lock = data_root / source.name / ".prepare.lock"
+    if holder := lock_holder(lock):
+        log(f"{source.name}: waiting for {holder}")
     with exclusive_lock(lock, f"wmse prepare {source.name}", error=DataError, wait=True):
         try:
             return load_prepared(source, data_root)  # another process may have finished meanwhile
