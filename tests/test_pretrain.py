@@ -282,7 +282,7 @@ def test_two_processes_cannot_train_the_same_run(data: FakeData, tmp_path: Path)
     try:
         assert holder.stdout is not None
         holder.stdout.readline()
-        with pytest.raises(TrainingError, match=rf"the other one \(pid {holder.pid}\)"):
+        with pytest.raises(TrainingError, match=rf"the other one \(pid {holder.pid} on "):
             pretrain(tiny_spec(), data, tmp_path, CPU)
     finally:
         holder.kill()

@@ -73,6 +73,11 @@ from wmse.report.dag import direct, layers, parse_dot
 from wmse.runtime import Runtime, resolve
 from wmse.verify import verify
 
+# What is made here is meant to be strange; a warning about it is no finding.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Duplicate name", "ignore:Reading `.npy`", "ignore:overflow encountered in multiply"
+)
+
 HANG = 30  # seconds, after which an input counts as one that never ends
 
 
