@@ -184,7 +184,9 @@ def test_a_log_and_events_that_cannot_be_written_end_no_training(tmp_path: Path,
     assert output.count("pretrain.log: No space left on device; going on without it") == 1
     assert output.count("going on without TensorBoard's events") == 1
     command = f"import sys; from wmse.cli import main; sys.exit(main({['verify', '--results', str(out)]}))"
-    done = subprocess.run(["bash", "-c", '"$0" -c "$1" > /dev/full', sys.executable, command], capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "-c", '"$0" -c "$1" > /dev/full', sys.executable, command], capture_output=True, text=True
+    )
     assert (done.returncode, done.stderr.count("\n")) == (0, 1), done.stderr
     assert "the output: No space left on device; going on without it" in done.stderr
 
