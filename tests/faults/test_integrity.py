@@ -94,7 +94,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(
         path = next(copy.rglob(kind))
     original = path.read_bytes()
     generator = random.Random(kind)
-    for _ in range(50 if long else 5):
+    for _ in range(20 if long else 5):
         flip_a_bit(path, generator)
         findings = verify([], copy / "data", copy / "results")
         assert [line for line in findings.problems if str(path) in line], path
