@@ -124,7 +124,9 @@ def test_a_disk_that_gets_full_at_any_write_of_a_run_loses_nothing(
     saved = max(path.stat().st_size for path in good.glob("checkpoints/*.pt"))
     points = [0, 2 * PAGE, saved // 2, saved + len(encoder) // 2, *range(needed - 5 * PAGE, needed + PAGE, PAGE)]
     failed_at = set()
-    for free in range(0, needed + PAGE, PAGE) if long else points:
+    if long:
+        points += [*range(PAGE, needed - 24 * PAGE, 4 * PAGE), *range(needed - 24 * PAGE, needed - 5 * PAGE, PAGE)]
+    for free in points:
         out = disk.folder / str(free) / SPEC.run
         out.mkdir(parents=True)
         disk.leave(free)
