@@ -20,6 +20,7 @@ from wmse.files import content_digest, file_digest
 from wmse.report.results import RESULT
 
 PRETRAINED, ENCODER = "pretrain.json", "encoder.safetensors"
+VOUCHED = {ENCODER, "history.csv"}  # what a record may hold the digest of
 CHECKPOINT = re.compile(r"step-\d{9,}-([0-9a-f]{16})\.pt")
 AGAIN = "remove it and run `snakemake --cores all` (or `wmse pretrain`), which continues from the last checkpoint"
 EVALUATE_AGAIN = "remove it and run `snakemake --cores all` (or `wmse evaluate`)"
@@ -104,7 +105,10 @@ def _verify_run(folder: Path, digests: Mapping[str, str], findings: Findings) ->
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             reasons = list(_misfits(content, folder, digests))
-            files = dict(content["files"])
+            given = dict(content["files"])
+            if not VOUCHED.issuperset(given):
+                reasons.append("holds the digest of a file that no run has")
+            files = {file: given[file] for file in VOUCHED.intersection(given)}
         except PermissionError as error:
             findings.problems.append(explain(error))
             continue

@@ -670,6 +670,7 @@ def test_fuzzed_results(tmp_path: Path, fuzz: Any) -> None:
             {**good, "provenance": {**good["provenance"], "hardware": {"gpu": ["x"]}}},
             {**good, "evaluation": {"wall_seconds": "long"}},
             {**good, "metrics": {**good["metrics"], "linear_top1": 10**400}},
+            {**good, "files": {"9" * 1000: "sha256:0", "../../elsewhere": "sha256:0"}},
         ]
         fuzz(check, changed(good), few=60, many=1500, examples=examples)
         fuzz(check, mutated(text), few=30, many=300, examples=[b"[" * 100_000, b'{"a": 1e999}'])
