@@ -105,7 +105,7 @@ def _verify_run(folder: Path, digests: Mapping[str, str], findings: Findings) ->
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             reasons = list(_misfits(content, folder, digests))
-            given = dict(content["files"])
+            given = dict(content.get("files", {}))
             if not VOUCHED.issuperset(given):
                 reasons.append("holds the digest of a file that no run has")
             files = {file: given[file] for file in VOUCHED.intersection(given)}
@@ -118,7 +118,7 @@ def _verify_run(folder: Path, digests: Mapping[str, str], findings: Findings) ->
         if name == RESULT and files.get(ENCODER) != vouched.get(ENCODER, files.get(ENCODER)):
             reasons.append(f"was computed with another encoder than {PRETRAINED} describes")
         findings.problems += [f"{path}: {reason}: {advice}" for reason in reasons]
-        if content["sha256"] == content_digest(content):  # else it vouches for nothing
+        if content.get("sha256") == content_digest(content):  # else it vouches for nothing
             vouched = files | vouched
     trained = (folder / PRETRAINED).exists()
     for name, expected in sorted(vouched.items()):
@@ -135,6 +135,9 @@ def _verify_run(folder: Path, digests: Mapping[str, str], findings: Findings) ->
 
 def _misfits(content: Mapping[str, Any], folder: Path, digests: Mapping[str, str]) -> Iterable[str]:
     """Why a pretrain.json or result.json cannot be trusted."""
+    if "sha256" not in content:
+        yield "has no digest of its own, as those of an earlier version"
+        return
     if content["sha256"] != content_digest(content):
         yield "was changed after it was written"
         return
