@@ -132,16 +132,6 @@ def test_the_probes_steps_are_those_of_tensors_in_float64(n: int, f: int, classe
         torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=2e-4)
 
 
-def test_the_probe_is_the_same_bits_with_any_number_of_threads(threads: None) -> None:
-    x, labels = torch.randn(500, 40, generator=seeded()), torch.randint(0, 10, (500,), generator=seeded(1))
-    found = []
-    for count in (1, 2, 3, 8):
-        torch.set_num_threads(count)
-        batches = _batches(500, 101, 4, (1e-2, 1e-6), seeded(2), x.device)
-        found.append(torch.cat(_fit_by_loops(x, labels, torch.zeros(10, 40), torch.zeros(10), batches, 0)[:1]))
-    assert all(torch.equal(one, found[0]) for one in found)
-
-
 def test_large_outputs_do_not_overflow() -> None:
     x, labels = torch.tensor([[1e4], [-1e4], [0.0]]), torch.tensor([0, 1, 1])
     batches = _batches(3, 3, 2, (1e-2, 1e-2), seeded(), x.device)
