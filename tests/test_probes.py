@@ -157,10 +157,11 @@ def loop_accuracy(
 
 
 @pytest.mark.parametrize("batch", [64, 100, 1000])  # 350 samples: always with a smaller last batch
-def test_the_linear_probe_is_the_plain_loop(batch: int) -> None:
-    data, test = clusters(350, 12, 8, 1, 2.0), clusters(500, 12, 8, 5, 2.0)
-    found = linear_accuracy(*data, *test, num_classes=8, generator=seeded(3), epochs=12, batch_size=batch)
-    assert found == pytest.approx(loop_accuracy(data, test, 8, 3, 12, batch), abs=1e-4)
+@pytest.mark.parametrize("classes", [7, 8, 40])  # in loops, odd and even, and by tensors
+def test_the_linear_probe_is_the_plain_loop(batch: int, classes: int) -> None:
+    data, test = clusters(350, 12, classes, 1, 2.0), clusters(500, 12, classes, 5, 2.0)
+    found = linear_accuracy(*data, *test, num_classes=classes, generator=seeded(3), epochs=12, batch_size=batch)
+    assert found == pytest.approx(loop_accuracy(data, test, classes, 3, 12, batch), abs=1e-4)
     assert found[1] < found[5] < 100  # not saturated, so that a difference would show
 
 

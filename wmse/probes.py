@@ -150,8 +150,8 @@ def linear_accuracy(
     return {k: 100 * hits[:, :k].any(dim=1).double().mean().item() for k in topk if k <= num_classes}
 
 
-# Classes up to which compiled loops are taken. On one core they need 0.5 (10 classes), 0.7 (32) or 0.8 (100) of the
-# tensors' time, but they use one thread, and large products gain from more.
+# Classes up to which compiled loops are taken. On one core they need 0.4 (10 classes) to 0.6 (200) of the tensors'
+# time, but they use one thread: on two cores 0.7 (10), 0.8 (32) and 1.0 (200).
 FEW = 32
 
 
@@ -175,8 +175,8 @@ def _fit_by_loops(
 ) -> tuple[Tensor, Tensor]:
     """The weight (c, f) and bias (c,) after the batches, on the CPU.
 
-    A row is fetched once for the outputs and the gradient: with 10 classes and 512 features 0.54 of the tensors' time
-    on one core, and still 0.8 where these have two.
+    A row is fetched once for the outputs and the gradient: with 10 classes and 512 features 0.4 of the tensors' time
+    on one core, and still 0.7 where these have two.
     """
     from wmse import kernels  # not needed on a GPU, and slow to import
 
