@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from wmse import kernels
+from wmse.kernels import views as loops
 from wmse.probes import _batches, _fit_by_loops, _fit_by_tensors
 from wmse.views import SMALLEST, ViewParams, ViewRecipe, draw_params, make_view, shift_hue, view_by_tensors
+from wmse.whitening import loss_by_tensors, wmse_loss, wmse_loss_unchecked
 
 RECIPE = ViewRecipe(size=24, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 RECIPES = {
@@ -97,7 +99,7 @@ def test_the_hue_of_every_colour_of_a_grid_is_the_tensors() -> None:
     for shift in (-0.5, -0.013, 0.1, 0.4):
         expected = shift_hue(grid.float()[None, :, None], torch.full((1, 1, 1), shift))[0, :, 0]
         r, g, b = grid.numpy().copy()
-        kernels.shift_hue(r, g, b, len(r), np.float32(shift))
+        loops.shift_hue(r, g, b, len(r), np.float32(shift))
         assert np.array_equal(np.stack([r, g, b]), expected.numpy())
 
 
@@ -115,6 +117,122 @@ def test_parts_of_other_arrays_are_views_too() -> None:
     images, params = noise(12, 40, 40), draw_params(6, 20, 20, RECIPE, seeded())
     part = images[::2, :, 10:30, 5:25]
     assert torch.equal(make_view(part, RECIPE, params), make_view(part.contiguous(), RECIPE, params))
+
+
+# --- loss -------------------------------------------------------------------------------------------------------------
+
+PAPER = [(2, 512, 64, 128, 1), (4, 256, 64, 128, 1), (2, 512, 128, 256, 4), (4, 256, 128, 256, 1)]  # d, N, k, w, iter
+
+
+def embeddings(d: int, n: int, k: int, seed: int = 0) -> Tensor:
+    """Correlated dimensions of different size, an offset, and views that agree in part: (d, n, k) float64."""
+    common, own = (torch.randn(m, n, k, generator=seeded(seed + m)).double() for m in (1, d))
+    mixing = torch.randn(k, k, generator=seeded(seed)).double() / k**0.5 + torch.eye(k)
+    return (common + 0.7 * own) @ mixing * torch.logspace(0, -1, k) + 3
+
+
+def value_and_gradient(loss: Callable[[Tensor], tuple[Tensor, Tensor | None]], x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.detach().requires_grad_()
+    value, info = loss(x)
+    assert info is not None
+    assert not info.any()
+    value.backward()
+    assert x.grad is not None
+    return value.detach(), x.grad
+
+
+def loss_by_both(
+    x: Tensor, w_size: int, w_iter: int, normalize: bool
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def loops(v: Tensor) -> tuple[Tensor, Tensor | None]:
+        return wmse_loss_unchecked(v, w_size=w_size, w_iter=w_iter, normalize=normalize, generator=seeded(1))
+
+    def tensors(v: Tensor) -> tuple[Tensor, Tensor | None]:
+        return loss_by_tensors(v, "cholesky", w_size, w_iter, normalize, seeded(1))
+
+    return value_and_gradient(loops, x), value_and_gradient(tensors, x)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(("d", "n", "k", "w_size", "w_iter"), PAPER)
+def test_the_loss_and_its_gradient_are_those_of_tensors(
+    d: int, n: int, k: int, w_size: int, w_iter: int, normalize: bool
+) -> None:
+    x = embeddings(d, n, k)
+    (value, grad), (expected, expected_grad) = loss_by_both(x, w_size, w_iter, normalize)
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
+    assert (grad - expected_grad).abs().max() <= 1e-11 * expected_grad.abs().max()
+    # In single precision no further from these than the operations on tensors are, but for chance.
+    loops, tensors = loss_by_both(x.float(), w_size, w_iter, normalize)
+    for ours, theirs, exact in zip(loops, tensors, (expected, expected_grad), strict=True):
+        assert (ours.double() - exact).norm() <= 1.5 * (theirs.double() - exact).norm() + 1e-6 * exact.norm()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(2, 5), st.integers(1, 70), st.integers(1, 40), st.integers(1, 3), st.integers(1, 3), st.booleans(),
+    st.integers(0, 9),
+)  # fmt: skip
+def test_so_they_are_for_sizes_that_fill_no_tile(
+    d: int, k: int, extra: int, parts: int, w_iter: int, normalize: bool, seed: int
+) -> None:
+    w_size = k + 1 + extra
+    x = embeddings(d, parts * w_size, k, seed)
+    (value, grad), (expected, expected_grad) = loss_by_both(x, w_size, w_iter, normalize)
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-14)
+    assert (grad - expected_grad).abs().max() <= 1e-8 * max(expected_grad.abs().max().item(), 1e-3)
+
+
+def test_the_loss_takes_embeddings_of_any_strides_and_leaves_them_alone() -> None:
+    x = embeddings(6, 48, 20)[::2, :, ::2]
+    before = x.clone()
+    for part in (x, x.transpose(0, 1).contiguous().transpose(0, 1), x.expand(3, -1, -1)):
+        found, expected = loss_by_both(part, 24, 2, True)[0], loss_by_both(part.contiguous(), 24, 2, True)[0]
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert torch.equal(x, before)
+
+
+def test_without_a_gradient_the_value_is_the_same() -> None:
+    x = embeddings(2, 64, 9)
+    value = wmse_loss(x, w_size=32, generator=seeded())
+    assert not value.requires_grad
+    assert torch.equal(wmse_loss(x.requires_grad_(), w_size=32, generator=seeded()).detach(), value)
+
+
+def test_a_factor_on_the_loss_is_one_on_the_gradient() -> None:
+    x = embeddings(2, 64, 9).requires_grad_()
+    loss = wmse_loss(x, w_size=32, generator=seeded())
+    once, thrice = (torch.autograd.grad(factor * loss, x, retain_graph=True)[0] for factor in (1, 3))
+    torch.testing.assert_close(thrice, 3 * once)
+
+
+@pytest.mark.parametrize("place", [0, 7, 8, 20, 39])
+def test_a_singular_sub_batch_is_found_wherever_it_shows(place: int) -> None:
+    x = embeddings(3, 160, 40)
+    x[1, :, place] = 2.0
+    _, info = wmse_loss_unchecked(x, w_size=80, w_iter=2, generator=seeded())
+    assert info[1].eq(place + 1).all()  # the minor, as LAPACK counts
+    assert not info[[0, 2]].any()
+
+
+TILES = """
+import torch
+from wmse.kernels.whitening import ROWS, VECTOR_BYTES
+from wmse.whitening import loss_by_tensors, wmse_loss_unchecked
+x = torch.randn(3, 90, 21, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
+generator = torch.Generator().manual_seed
+loops = wmse_loss_unchecked(x, w_size=45, generator=generator(1))[0]
+tensors = loss_by_tensors(x, "cholesky", 45, 1, True, generator(1))[0]
+grads = [torch.autograd.grad(loss, x)[0] for loss in (loops, tensors)]
+torch.testing.assert_close(grads[0], grads[1], rtol=0, atol=1e-12)
+print(ROWS, VECTOR_BYTES)
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="asks for features of an x86 CPU")
+def test_tiles_fit_a_cpu_without_avx512(tmp_path: Path) -> None:
+    cpu = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+sse2"}
+    assert result(start(tmp_path, TILES, **cpu)) == "4 32\n"
 
 
 # --- linear probe -----------------------------------------------------------------------------------------------------
@@ -151,10 +269,10 @@ print(make_view(images, recipe, draw_params(1, 12, 12, recipe, torch.Generator()
 """
 
 
-def start(home: Path, **environment: str) -> subprocess.Popen[str]:
+def start(home: Path, code: str = ONE_VIEW, **environment: str) -> subprocess.Popen[str]:
     kept = {name: value for name, value in os.environ.items() if name not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")}
     return subprocess.Popen(
-        [sys.executable, "-c", ONE_VIEW], env={**kept, "HOME": str(home), **environment}, text=True,
+        [sys.executable, "-c", code], env={**kept, "HOME": str(home), **environment}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 

@@ -178,13 +178,13 @@ def _fit_by_loops(
     A row is fetched once for the outputs and the gradient: with 10 classes and 512 features 0.4 of the tensors' time
     on one core, and still 0.7 where these have two.
     """
-    from wmse import kernels  # not needed on a GPU, and slow to import
+    from wmse.kernels.probe import linear_step  # not needed on a GPU, and slow to import
 
     layer = torch.cat([weight, bias[:, None]], dim=1)
     features, classes, parameters = (tensor.contiguous().numpy() for tensor in (train.float(), labels, layer))
     grad, mean, square = np.zeros((3, *layer.shape), np.float32)
     for step, (index, lr) in enumerate(batches, start=1):
-        kernels.linear_step(features, classes, index.numpy(), parameters, grad, mean, square, step, lr, weight_decay)
+        linear_step(features, classes, index.numpy(), parameters, grad, mean, square, step, lr, weight_decay)
     return layer[:, :-1], layer[:, -1]
 
 

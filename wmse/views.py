@@ -128,6 +128,7 @@ def view_by_tensors(images: Tensor, recipe: ViewRecipe, params: ViewParams, pixe
 def _view_by_loops(images: Tensor, recipe: ViewRecipe, params: ViewParams, sizes: Tensor) -> Tensor:
     """`make_view` on the CPU: the same pixels from compiled loops, all but the blur, in a fifth of the time."""
     from wmse import kernels  # not needed on a GPU, and slow to import
+    from wmse.kernels.views import views
 
     blurs = params.sigma.nonzero()[:, 0] if recipe.blur_p > 0 else ()
     gray = params.gray if recipe.grayscale_p > 0 else torch.zeros_like(params.gray)
@@ -137,7 +138,7 @@ def _view_by_loops(images: Tensor, recipe: ViewRecipe, params: ViewParams, sizes
     out = torch.empty(len(images), 3, recipe.size, recipe.size)
     tensors = (images, sizes, params.order, params.factors, gray, params.box, params.flip, shift, scale, out)
     arrays = [tensor.contiguous().numpy() for tensor in tensors]
-    kernels.in_threads(lambda start, stop: kernels.views(start, stop, *arrays), len(images))
+    kernels.in_threads(lambda start, stop: views(start, stop, *arrays), len(images))
     if not len(blurs):
         return out
     for rows in blurs.split(max(1, BLUR_PIXELS // recipe.size**2)):

@@ -66,9 +66,9 @@ class _Whitening(torch.autograd.Function):
     where P is G^T Z with its upper triangle replaced by the mirrored lower one: the general derivative of the Cholesky
     factor (Murray 2016), in which most factors cancel because C itself comes from X.
 
-    L^-1 is formed once and multiplied with, forward and backward, as in the authors' code: on a CPU a batched
-    triangular solve for X takes twice as long as both, and the backward pass is then three products. Together with
-    `_Permutation` and `_UnitPairDistance`, the loss at k = 128 takes 0.55 of the time that autograd alone took.
+    L^-1 is formed once and multiplied with, forward and backward, as in the authors' code: the backward pass is then
+    three products. Together with `_Permutation` and `_UnitPairDistance`, the loss at k = 128 took 0.55 of the time that
+    autograd alone took on a CPU, where `_LossByLoops` has since gone further.
     """
 
     @staticmethod
@@ -76,9 +76,11 @@ class _Whitening(torch.autograd.Function):
         n, k = x.shape[-2:]
         x = x - x.mean(dim=-2, keepdim=True)
         cov = (x.mT @ x).div_(n - 1)
+        eye = torch.eye(k, dtype=x.dtype, device=x.device)
         if eps:
-            cov = (1 - eps) * cov + eps * torch.eye(k, dtype=x.dtype, device=x.device)
-        inverse, info = inverse_cholesky(cov)
+            cov = (1 - eps) * cov + eps * eye
+        chol, info = torch.linalg.cholesky_ex(cov)
+        inverse = torch.linalg.solve_triangular(chol, eye.expand_as(chol), upper=False)
         z = x @ inverse.mT
         ctx.save_for_backward(z, inverse)
         ctx.factor = (1 - eps) / (n - 1)
@@ -96,31 +98,6 @@ class _Whitening(torch.autograd.Function):
 def mirror_lower(x: Tensor) -> Tensor:
     """Symmetric (..., k, k) matrices with the lower triangles of x."""
     return x.tril() + x.tril(-1).mT
-
-
-CPU_BLOCK = 32  # largest factor that is left to LAPACK
-
-
-def inverse_cholesky(cov: Tensor) -> tuple[Tensor, Tensor]:
-    """The inverse of the Cholesky factor of each (..., k, k) matrix, and the states as in `whiten_unchecked`.
-
-    On a CPU by halves: LAPACK takes batched matrices one after the other at a fraction of the speed of a batched
-    product, so that 16 matrices of k = 128 take 0.75 instead of 2.7 ms.
-    """
-    k = cov.shape[-1]
-    if cov.is_cuda or k <= CPU_BLOCK:
-        chol, info = torch.linalg.cholesky_ex(cov)
-        eye = torch.eye(k, dtype=cov.dtype, device=cov.device)
-        return torch.linalg.solve_triangular(chol, eye.expand_as(chol), upper=False), info
-    # [A 0; B D] with A from the first block, B = C21 A^-T and D from what B leaves of the last block.
-    half = k // 2
-    a, info_a = inverse_cholesky(cov[..., :half, :half])
-    b = cov[..., half:, :half] @ a.mT
-    d, info_d = inverse_cholesky(cov[..., half:, half:] - b @ b.mT)
-    inverse = torch.zeros_like(cov)
-    inverse[..., :half, :half], inverse[..., half:, half:] = a, d
-    inverse[..., half:, :half] = -(d @ b @ a)
-    return inverse, torch.where(info_a != 0, info_a, info_d)
 
 
 def standardize(x: Tensor, eps: float = 1e-5) -> Tensor:
@@ -144,15 +121,23 @@ def sub_batches(embeddings: Tensor, *, w_size: int, w_iter: int, generator: torc
         (d, w_iter, N / w_size, w_size, k)
     """
     d, n, k = embeddings.shape
+    order = draw_orders(n, w_size=w_size, w_iter=w_iter, generator=generator)
+    if embeddings.is_cuda:
+        order = order.pin_memory().to(embeddings.device, non_blocking=True)
+    return _Permutation.apply(embeddings, order).view(d, w_iter, n // w_size, w_size, k)
+
+
+def draw_orders(n: int, *, w_size: int, w_iter: int, generator: torch.Generator | None = None) -> Tensor:
+    """A permutation of the n images for each of the `w_iter` iterations, whose slices are the sub-batches.
+
+    Returns:
+        (w_iter, n) int64 on the CPU, where they are drawn: the same seed gives the same slices on every device.
+    """
     if w_size < 2 or n % w_size:
         raise ValueError(f"the number of images ({n}) must be a multiple of w_size ({w_size}), which is at least 2")
     if w_iter < 1:
         raise ValueError(f"w_iter must be at least 1, got {w_iter}")
-    # Drawn on the CPU: the same seed gives the same slices on every device.
-    order = torch.stack([torch.randperm(n, generator=generator) for _ in range(w_iter)])
-    if embeddings.is_cuda:
-        order = order.pin_memory().to(embeddings.device, non_blocking=True)
-    return _Permutation.apply(embeddings, order).view(d, w_iter, n // w_size, w_size, k)
+    return torch.stack([torch.randperm(n, generator=generator) for _ in range(w_iter)])
 
 
 class _Permutation(torch.autograd.Function):
@@ -255,6 +240,18 @@ def wmse_loss_unchecked(
         raise ValueError(f"embeddings must have shape (d >= 2, N, k), got {tuple(embeddings.shape)}")
     if whitening == "cholesky" and w_size <= embeddings.shape[-1]:
         raise ValueError(f"w_size ({w_size}) must exceed the embedding size ({embeddings.shape[-1]})")
+    by_loops = whitening == "cholesky" and embeddings.device.type == "cpu"
+    if not by_loops:
+        return loss_by_tensors(embeddings, whitening, w_size, w_iter, normalize, generator)
+    order = draw_orders(embeddings.shape[1], w_size=w_size, w_iter=w_iter, generator=generator)
+    x = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+    return _LossByLoops.apply(x, order, w_size, normalize)
+
+
+def loss_by_tensors(
+    embeddings: Tensor, whitening: str, w_size: int, w_iter: int, normalize: bool, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor | None]:
+    """`wmse_loss_unchecked` in operations on tensors of any device."""
     z, info = whiten_sub_batches(embeddings, whitening=whitening, w_size=w_size, w_iter=w_iter, generator=generator)
     return (_UnitPairDistance.apply(z) if normalize else mean_pair_distance(z) / z.shape[-1]), info
 
@@ -291,6 +288,28 @@ class _UnitPairDistance(torch.autograd.Function):
         product = apart * unit
         along = product.sum(dim=-1, keepdim=True)  # a change along z changes nothing
         return torch.addcmul(apart, unit, along, value=-1, out=product).mul_(2 * ctx.scale * grad / length)
+
+
+class _LossByLoops(torch.autograd.Function):
+    """The whole loss on the CPU: compiled loops, which find the gradient on the way."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, order: Tensor, w_size: int, normalize: bool) -> tuple[Tensor, Tensor]:
+        from wmse.kernels.whitening import wmse  # not needed on a GPU, and slow to import
+
+        (d, n, k), backward = x.shape, ctx.needs_input_grad[0]
+        loss, grad = x.new_empty(1), x.new_zeros(d if backward else 0, n, k)
+        info = torch.empty(d, len(order), n // w_size, dtype=torch.int32)
+        arrays = [tensor.numpy() for tensor in (loss, info, grad)]
+        wmse(x.detach().contiguous().numpy(), order.numpy(), w_size, normalize, backward, *arrays)
+        ctx.save_for_backward(grad)
+        ctx.mark_non_differentiable(info)
+        return loss[0], info
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.saved_tensors[0] * grad, None, None, None
 
 
 def check_factorisations(info: Tensor, w_size: int, k: int) -> None:
