@@ -170,14 +170,14 @@ def test_the_loss_and_its_gradient_are_those_of_tensors(
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(2, 5), st.integers(1, 70), st.integers(1, 40), st.integers(1, 3), st.integers(1, 3), st.booleans(),
+    st.integers(2, 5), st.integers(1, 70), st.integers(0, 40), st.integers(1, 3), st.integers(1, 3), st.booleans(),
     st.integers(0, 9),
 )  # fmt: skip
 def test_so_they_are_for_sizes_that_fill_no_tile(
     d: int, k: int, extra: int, parts: int, w_iter: int, normalize: bool, seed: int
 ) -> None:
-    w_size = k + 1 + extra
-    x = embeddings(d, parts * w_size, k, seed)
+    w_size = k + k // 3 + 2 + extra  # of fewer samples, the covariance is so nearly singular that digits are lost
+    x = torch.randn(d, parts * w_size, k, generator=seeded(seed)).double()
     (value, grad), (expected, expected_grad) = loss_by_both(x, w_size, w_iter, normalize)
     torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-14)
     assert (grad - expected_grad).abs().max() <= 1e-8 * max(expected_grad.abs().max().item(), 1e-3)

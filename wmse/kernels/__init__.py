@@ -1,10 +1,10 @@
 """Compiled loops for the CPU: views of images, the W-MSE loss with its gradient, a step of the linear probe.
 
 On a CPU, operations on tensors stream every intermediate result through the caches. Here an image, a sub-batch or four
-rows of features goes through all operations while it is in the innermost ones: views take 0.3 (32 pixels) to 0.13
-(from 96 to 64) of the time per core, LOSS, a step of the linear probe 0.4. Nothing here draws or decides anything:
-`wmse.views`, `wmse.whitening` and `wmse.probes` call it, say what is computed, and hold the same arithmetic as
-operations on tensors, for GPUs and as the tests' reference.
+rows of features goes through all operations while it is in the innermost ones. Of the tensors' time per core, views
+take 0.3 (32 pixels) to 0.13 (from 96 to 64), the loss 0.3, a step of the linear probe 0.4. Nothing here draws or
+decides anything: `wmse.views`, `wmse.whitening` and `wmse.probes` call it, say what is computed, and hold the same
+arithmetic as operations on tensors, for GPUs and as the tests' reference.
 
 Functions of numpy arrays. Importing a module of these takes 0.3 s, so that is done where a kernel is due. Arithmetic is
 strict IEEE but in PRODUCT, whose multiplications and additions are fused, and in SUMS, whose order is the compiler's.
