@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from wmse.kernels import views as loops
-from wmse.probes import _batches, _fit_by_loops, _fit_by_tensors
+from wmse.probes import BLOCK, _batches, _fit_by_loops, _fit_by_tensors, _scores_by_loops, _scores_by_tensors
 from wmse.views import SMALLEST, ViewParams, ViewRecipe, draw_params, make_view, shift_hue, view_by_tensors
 from wmse.whitening import loss_by_tensors, wmse_loss, wmse_loss_unchecked
 
@@ -217,7 +217,7 @@ def test_a_singular_sub_batch_is_found_wherever_it_shows(place: int) -> None:
 
 TILES = """
 import torch
-from wmse.kernels.whitening import ROWS, VECTOR_BYTES
+from wmse.kernels.tiles import ROWS, VECTOR_BYTES
 from wmse.whitening import loss_by_tensors, wmse_loss_unchecked
 x = torch.randn(3, 90, 21, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
 generator = torch.Generator().manual_seed
@@ -233,6 +233,31 @@ print(ROWS, VECTOR_BYTES)
 def test_tiles_fit_a_cpu_without_avx512(tmp_path: Path) -> None:
     cpu = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+sse2"}
     assert result(start(tmp_path, TILES, **cpu)) == "4 32\n"
+
+
+# --- nearest neighbours -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("n", "tests", "f"), [(32, 1, 1), (320, 31, 64), (96, 32, 65), (640, 70, 200)])
+def test_scores_and_minima_are_those_of_tensors(threads: None, n: int, tests: int, f: int, dtype: torch.dtype) -> None:
+    train, half_norm = torch.randn(n, f, generator=seeded()).to(dtype), torch.rand(n, generator=seeded(1)).to(dtype)
+    half_norm[-1] = torch.inf
+    expected = half_norm.double() - torch.randn(tests, f, generator=seeded(2)).double() @ train.double().T
+    by_tensors, bits = _scores_by_tensors(train, half_norm), []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        by_loops = _scores_by_loops(train, half_norm)
+        for m in (tests, tests // 2 + 1):  # a last part may be smaller
+            x = torch.randn(tests, f, generator=seeded(2)).to(dtype)[:m]
+            for scores, minima in (by_loops(x), by_tensors(x)):
+                torch.testing.assert_close(
+                    scores.double(), expected[:m], rtol=0, atol=3e-4 if x.itemsize == 4 else 1e-12
+                )
+                assert torch.equal(minima, scores.reshape(m, BLOCK, -1).amin(dim=1))
+        bits.append(by_loops(x)[0].clone())
+    assert torch.equal(bits[0], bits[1])
+    assert torch.equal(bits[0], bits[2])
 
 
 # --- linear probe -----------------------------------------------------------------------------------------------------

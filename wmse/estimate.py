@@ -37,7 +37,7 @@ TIMED_SECONDS = 1.5  # of the final measurement, if the budget allows it
 PROBE_VALUES = 2**26  # of synthetic features: a quarter of a GB
 ROUNDS = 3  # that it is made in; the median counts, so that another program's moment does not
 RETRIES = 2  # of the quick look at a size
-KNN_TEST = 500  # test samples of the timed k-NN: one chunk of the real one
+KNN_TEST = 512  # test samples of the timed k-NN: two chunks of the real one
 FILES = 32  # different synthetic JPEG files
 PHOTO, MINIATURE = (375, 500), (50, 50)  # height and width of a typical ImageNet photograph, and of the embedded files
 

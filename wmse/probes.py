@@ -18,7 +18,7 @@ def knn_accuracy(
     test: Tensor,
     test_labels: Tensor,
     k: int = 5,
-    chunk: int = 500,
+    chunk: int = 256,
     between: Callable[[], None] = lambda: None,
 ) -> float:
     """Top-1 accuracy in percent of the k-nearest-neighbour vote (`knn_predict`)."""
@@ -31,7 +31,7 @@ def knn_predict(
     train_labels: Tensor,
     test: Tensor,
     k: int = 5,
-    chunk: int = 500,
+    chunk: int = 256,
     between: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Majority vote of the k nearest training samples in Euclidean distance; a tie goes to the smallest label.
@@ -61,14 +61,13 @@ def knn_predict(
     longest = (2 * half_norm[:n].max()).sqrt()
     if not (longest.isfinite() and test.isfinite().all()):
         raise ValueError("the features are not finite")
-    # One buffer for all chunks: fresh memory of this size costs a fifth of the product's time in page faults.
-    scores = train.new_empty(min(chunk, len(test)), blocks * BLOCK)
     predicted = []
+    scores = _scores_by_tensors(centred, half_norm) if train.is_cuda else _scores_by_loops(centred, half_norm)
     for part in test.split(chunk):
         between()
         part = part - center
-        score = torch.addmm(half_norm, part, centred.T, alpha=-1, out=scores[: len(part)])  # (|t|^2 - 2 x t) / 2
-        near = smallest(score, min(2 * k + 6, n))
+        score, minima = scores(part)
+        near = smallest(score, minima, min(2 * k + 6, n))
         found, distance = _nearest(part, centred, near, k)
         # What the product's rounding can move a score by, as a share of the largest term.
         slack = 2**-19 * (part.norm(dim=1) + longest) * longest
@@ -80,20 +79,68 @@ def knn_predict(
     return torch.cat(predicted)
 
 
-BLOCK = 32  # columns of which only the smallest is compared at first
+BLOCK = 32  # training samples of which only the nearest is compared at first: every (n / BLOCK)-th of n
+
+Scores = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def smallest(scores: Tensor, count: int) -> Tensor:
+def _scores_by_tensors(train: Tensor, half_norm: Tensor) -> Scores:
+    """A function of test samples (m, f): their scores (m, n), |t|^2 / 2 - x t, and the smallest of each block.
+
+    The results of a call are overwritten by the next one: fresh memory of this size costs a fifth of the product's time
+    in page faults.
+
+    Args:
+        train: (n, f), n a multiple of BLOCK; half_norm: (n,).
+    """
+    buffer = train.new_empty(0)
+
+    def scores(test: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal buffer
+        if not buffer.numel():
+            buffer = train.new_empty(len(test), len(train))
+        found = torch.addmm(half_norm, test, train.T, alpha=-1, out=buffer[: len(test)])
+        return found, found.view(len(test), BLOCK, -1).amin(dim=1)
+
+    return scores
+
+
+def _scores_by_loops(train: Tensor, half_norm: Tensor) -> Scores:
+    """`_scores_by_tensors` on the CPU: compiled loops, in half of its time."""
+    from wmse.kernels import in_threads
+    from wmse.kernels.neighbours import half_distances, panel_columns
+
+    columns, blocks = panel_columns(train.element_size()), len(train) // BLOCK
+    by_block = [tensor.view(BLOCK, blocks, *tensor.shape[1:]).numpy() for tensor in (train, half_norm)]
+    buffer = train.new_empty(0)
+
+    def scores(test: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal buffer
+        m, panels = len(test), -(-len(test) // columns)
+        if not buffer.numel():
+            buffer = train.new_empty(BLOCK + 1, blocks, panels * columns)
+        # Each panel on its own, so that its product reads neighbouring memory; the last one padded.
+        padded = torch.nn.functional.pad(test, (0, 0, 0, panels * columns - m))
+        packed = padded.view(panels, columns, -1).transpose(1, 2).contiguous().numpy()
+        found = buffer[:, :, : panels * columns]
+        arrays = (*by_block, packed, found[:BLOCK].numpy(), found[BLOCK].numpy())
+        in_threads(lambda start, stop: half_distances(start, stop, *arrays), blocks)
+        return found[:BLOCK, :, :m].flatten(0, 1).T, found[BLOCK, :, :m].T
+
+    return scores
+
+
+def smallest(scores: Tensor, minima: Tensor, count: int) -> Tensor:
     """Indices of the `count` smallest entries of each row of (m, n), in any order: (m, count).
 
-    They lie in the `count` blocks with the smallest minima, so only these are searched: half the time of `topk`. n is
-    a multiple of BLOCK; a block is every (n / BLOCK)-th column, which makes its minimum a vector operation.
+    They lie in the `count` blocks with the smallest `minima` (m, n / BLOCK), so only these are searched: half the time
+    of `topk`. n is a multiple of BLOCK; a block is every (n / BLOCK)-th column, so that its minimum is one of vectors.
     """
-    m, n = scores.shape
-    strided = scores.view(m, BLOCK, n // BLOCK)
+    n = scores.shape[1]
     if n // BLOCK <= count:
         return scores.topk(count, dim=1, largest=False, sorted=False).indices
-    block = strided.amin(dim=1).topk(count, dim=1, largest=False, sorted=False).indices
+    block = minima.topk(count, dim=1, largest=False, sorted=False).indices
+    strided = scores.unflatten(1, (BLOCK, n // BLOCK))
     kept = strided.gather(2, block[:, None].expand(-1, BLOCK, -1)).flatten(1)
     place = kept.topk(count, dim=1, largest=False, sorted=False).indices
     return place // count * (n // BLOCK) + block.gather(1, place % count)

@@ -1,15 +1,13 @@
-"""Compiled loops for the CPU: views of images, the W-MSE loss with its gradient, a step of the linear probe.
+"""Compiled loops for the CPU: views of images, the W-MSE loss with its gradient, and the costly parts of the probes.
 
-On a CPU, operations on tensors stream every intermediate result through the caches. Here an image, a sub-batch or four
-rows of features goes through all operations while it is in the innermost ones. Of the tensors' time per core, views
-take 0.3 (32 pixels) to 0.13 (from 96 to 64), the loss 0.3, a step of the linear probe 0.4. Nothing here draws or
-decides anything: `wmse.views`, `wmse.whitening` and `wmse.probes` call it, say what is computed, and hold the same
-arithmetic as operations on tensors, for GPUs and as the tests' reference.
+On a CPU, operations on tensors stream every intermediate result through the caches. Here an image, a sub-batch or a few
+rows of features go through all operations while they are in the innermost ones. Of the tensors' time per core, views
+take 0.3 (32 pixels) to 0.13 (from 96 to 64), the loss 0.3, a step of the linear probe and the distances of the nearest
+neighbours 0.4. Nothing here draws or decides anything: `wmse.views`, `wmse.whitening` and `wmse.probes` call it, say
+what is computed, and hold the same arithmetic as operations on tensors, for GPUs and as the tests' reference.
 
 Functions of numpy arrays. Importing a module of these takes 0.3 s, so that is done where a kernel is due. Arithmetic is
 strict IEEE but in PRODUCT, whose multiplications and additions are fused, and in SUMS, whose order is the compiler's.
-
-What a cached function calls is in the file that it is in itself: numba compares only that one to its cache.
 """
 
 from __future__ import annotations
@@ -37,12 +35,14 @@ def cache_folder() -> Path | None:
     """A folder of this user's for compiled code, None where there is none that can be written.
 
     One for each kind of CPU and version: jobs that start on different machines of a cluster at once would otherwise
-    write different code into files of the same name.
+    write different code into files of the same name. And one for each text of this package: numba itself notices a
+    change in the file of a function, but not in those that it calls.
     """
+    sources = zlib.crc32(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
     cpu = f"{binding.get_host_cpu_name()}-{zlib.crc32(binding.get_host_cpu_features().flatten().encode()):08x}"
     try:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        folder = root / "wmse-repro" / f"numba-{numba.__version__}-{cpu}"
+        folder = root / "wmse-repro" / f"numba-{numba.__version__}-{cpu}-{sources:08x}"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         owner = folder.stat().st_uid
     except (OSError, RuntimeError):  # no such place, or no home
