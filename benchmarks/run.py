@@ -47,7 +47,7 @@ def _head(runtime: dict[str, object]) -> str:
     device = hardware["gpu"] or f"{hardware['cores']} cores of {hardware['cpu']}"
     return (
         f"# Benchmarks\n\nOn {device}; {versions}; compared with {compared}. Runtime: {runtime}. Commit"
-        f" {source['commit']}{' with changes' if source['dirty'] else ''}, finished {source['finished']}.\n\n"
+        f" {source['commit']}{' with changes' if source['dirty'] else ''}, begun {source['finished']}.\n\n"
         "Contestants take turns in one process. A ratio above 1 of another to ours means that ours is faster;"
         " ratios are"
         " of medians, with the quartiles of the rounds' own ratios in brackets.\n"

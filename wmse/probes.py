@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -227,12 +226,15 @@ def _fit_by_loops(
     """
     from wmse.kernels.probe import linear_step  # not needed on a GPU, and slow to import
 
-    layer = torch.cat([weight, bias[:, None]], dim=1)
-    features, classes, parameters = (tensor.contiguous().numpy() for tensor in (train.float(), labels, layer))
-    grad, mean, square = np.zeros((3, *layer.shape), np.float32)
+    # Rows that begin with a cache line: crossing one in every vector costs a seventh of the time.
+    classes, f = weight.shape
+    layer, grad, mean, square = torch.zeros(4, classes, -(-(f + 1) // 16) * 16)
+    layer[:, :f], layer[:, f] = weight, bias
+    tensors = (train.float(), labels, layer, grad, mean, square)
+    features, targets, *state = (tensor.contiguous().numpy() for tensor in tensors)
     for step, (index, lr) in enumerate(batches, start=1):
-        linear_step(features, classes, index.numpy(), parameters, grad, mean, square, step, lr, weight_decay)
-    return layer[:, :-1], layer[:, -1]
+        linear_step(features, targets, index.numpy(), *state, step, lr, weight_decay)
+    return layer[:, :f], layer[:, f]
 
 
 @torch.no_grad()

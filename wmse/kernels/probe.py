@@ -24,11 +24,11 @@ def linear_step(
 ) -> None:
     """One step of a linear classifier on the batch `index`, with the mean cross-entropy and torch's Adam.
 
-    By one thread: sharing a step of a third of a millisecond between two takes longer than it saves.
+    By one thread: sharing a step of a quarter of a millisecond between two takes longer than it saves.
 
     Args:
         features: (n, f) float32 with labels (n,) int64; index: (m,) int64.
-        layer: (c, f + 1) float32, weights and the bias; grad: the same, for the gradient.
+        layer: (c, at least f + 1) float32, weights, the bias and zeros; grad: the same, for the gradient.
         mean, square: the same, moving averages of the gradient and of its square, 0 before step 1.
     """
     grad[:] = 0
@@ -40,7 +40,7 @@ def linear_step(
 def add_gradient(features: ndarray, labels: ndarray, index: ndarray, layer: ndarray, grad: ndarray) -> None:
     """Add the gradient. Four rows by two classes at a time: what was fetched is used more than once (0.75 of the time
     of one class by one)."""
-    classes, f = layer.shape[0], layer.shape[1] - 1
+    classes, f = len(layer), features.shape[1]
     share = float32(1 / len(index))
     p = np.empty((4, classes + classes % 2), float32)
     spare = np.empty(f + 1, float32)  # of an odd number of classes, the last one's partner is nobody
