@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def _head(runtime: dict[str, object]) -> str:
-    source = provenance(runtime)
+    source = provenance(runtime)  # before the suites: of the code that they run, and of the time when they begin
     compared = ", ".join(f"{name} {metadata.version(name)}" for name in COMPARED)
     versions = ", ".join(f"{name} {version}" for name, version in source["versions"].items())
     hardware = source["hardware"]

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from wmse import kernels
 from wmse.kernels import views as loops
 from wmse.probes import BLOCK, _batches, _fit_by_loops, _fit_by_tensors, _scores_by_loops, _scores_by_tensors
 from wmse.views import SMALLEST, ViewParams, ViewRecipe, draw_params, make_view, shift_hue, view_by_tensors
@@ -244,10 +245,10 @@ def test_scores_and_minima_are_those_of_tensors(threads: None, n: int, tests: in
     train, half_norm = torch.randn(n, f, generator=seeded()).to(dtype), torch.rand(n, generator=seeded(1)).to(dtype)
     half_norm[-1] = torch.inf
     expected = half_norm.double() - torch.randn(tests, f, generator=seeded(2)).double() @ train.double().T
-    by_tensors, bits = _scores_by_tensors(train, half_norm), []
+    by_tensors, bits = _scores_by_tensors(train, half_norm, tests), []
     for count in (1, 2, 5):
         torch.set_num_threads(count)
-        by_loops = _scores_by_loops(train, half_norm)
+        by_loops = _scores_by_loops(train, half_norm, tests)
         for m in (tests, tests // 2 + 1):  # a last part may be smaller
             x = torch.randn(tests, f, generator=seeded(2)).to(dtype)[:m]
             for scores, minima in (by_loops(x), by_tensors(x)):
@@ -306,6 +307,17 @@ def result(process: subprocess.Popen[str]) -> str:
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return out
+
+
+def test_kernels_of_another_text_have_another_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """numba would load a cached function although one that it calls, in another file, has changed."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(kernels, "__file__", str(tmp_path / "__init__.py"))
+    folders = []
+    for text in ("a = 1", "a = 2", "a = 1"):
+        (tmp_path / "tiles.py").write_text(text)
+        folders.append(kernels.cache_folder())
+    assert folders[0] == folders[2] != folders[1]
 
 
 def test_processes_may_compile_at_once_and_a_damaged_or_unusable_cache_costs_no_run(tmp_path: Path) -> None:

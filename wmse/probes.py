@@ -61,7 +61,7 @@ def knn_predict(
     if not (longest.isfinite() and test.isfinite().all()):
         raise ValueError("the features are not finite")
     predicted = []
-    scores = _scores_by_tensors(centred, half_norm) if train.is_cuda else _scores_by_loops(centred, half_norm)
+    scores = (_scores_by_tensors if train.is_cuda else _scores_by_loops)(centred, half_norm, min(chunk, len(test)))
     for part in test.split(chunk):
         between()
         part = part - center
@@ -83,44 +83,38 @@ BLOCK = 32  # training samples of which only the nearest is compared at first: e
 Scores = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def _scores_by_tensors(train: Tensor, half_norm: Tensor) -> Scores:
+def _scores_by_tensors(train: Tensor, half_norm: Tensor, most: int) -> Scores:
     """A function of test samples (m, f): their scores (m, n), |t|^2 / 2 - x t, and the smallest of each block.
 
     The results of a call are overwritten by the next one: fresh memory of this size costs a fifth of the product's time
     in page faults.
 
     Args:
-        train: (n, f), n a multiple of BLOCK; half_norm: (n,).
+        train: (n, f), n a multiple of BLOCK; half_norm: (n,); most: of the test samples in a call.
     """
-    buffer = train.new_empty(0)
+    buffer = train.new_empty(most, len(train))
 
     def scores(test: Tensor) -> tuple[Tensor, Tensor]:
-        nonlocal buffer
-        if not buffer.numel():
-            buffer = train.new_empty(len(test), len(train))
         found = torch.addmm(half_norm, test, train.T, alpha=-1, out=buffer[: len(test)])
-        return found, found.view(len(test), BLOCK, -1).amin(dim=1)
+        return found, found.unflatten(1, (BLOCK, -1)).amin(dim=1)
 
     return scores
 
 
-def _scores_by_loops(train: Tensor, half_norm: Tensor) -> Scores:
+def _scores_by_loops(train: Tensor, half_norm: Tensor, most: int) -> Scores:
     """`_scores_by_tensors` on the CPU: compiled loops, in half of its time."""
     from wmse.kernels import in_threads
     from wmse.kernels.neighbours import half_distances, panel_columns
 
     columns, blocks = panel_columns(train.element_size()), len(train) // BLOCK
-    by_block = [tensor.view(BLOCK, blocks, *tensor.shape[1:]).numpy() for tensor in (train, half_norm)]
-    buffer = train.new_empty(0)
+    by_block = [tensor.unflatten(0, (BLOCK, blocks)).numpy() for tensor in (train, half_norm)]
+    buffer = train.new_empty(BLOCK + 1, blocks, -(-most // columns) * columns)  # the scores, and the minima at the end
 
     def scores(test: Tensor) -> tuple[Tensor, Tensor]:
-        nonlocal buffer
         m, panels = len(test), -(-len(test) // columns)
-        if not buffer.numel():
-            buffer = train.new_empty(BLOCK + 1, blocks, panels * columns)
         # Each panel on its own, so that its product reads neighbouring memory; the last one padded.
         padded = torch.nn.functional.pad(test, (0, 0, 0, panels * columns - m))
-        packed = padded.view(panels, columns, -1).transpose(1, 2).contiguous().numpy()
+        packed = padded.unflatten(0, (panels, columns)).transpose(1, 2).contiguous().numpy()
         found = buffer[:, :, : panels * columns]
         arrays = (*by_block, packed, found[:BLOCK].numpy(), found[BLOCK].numpy())
         in_threads(lambda start, stop: half_distances(start, stop, *arrays), blocks)
@@ -197,7 +191,7 @@ def linear_accuracy(
 
 
 # Classes up to which compiled loops are taken. On one core they need 0.4 (10 classes) to 0.6 (200) of the tensors'
-# time, but they use one thread: on two cores 0.7 (10), 0.8 (32) and 1.0 (200).
+# time, but they use one thread: on two cores 0.7 (10), 0.9 (32) and 1.1 (200).
 FEW = 32
 
 

@@ -7,7 +7,8 @@ neighbours 0.4. Nothing here draws or decides anything: `wmse.views`, `wmse.whit
 what is computed, and hold the same arithmetic as operations on tensors, for GPUs and as the tests' reference.
 
 Functions of numpy arrays. Importing a module of these takes 0.3 s, so that is done where a kernel is due. Arithmetic is
-strict IEEE but in PRODUCT, whose multiplications and additions are fused, and in SUMS, whose order is the compiler's.
+strict IEEE but in PRODUCT and tiles, whose multiplications and additions are fused, and in SUMS, whose order is the
+compiler's.
 """
 
 from __future__ import annotations
