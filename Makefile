@@ -49,7 +49,7 @@ lint: $(VENV)/.complete ## ruff (lint and format), snakefmt, snakemake --lint, h
 	$(IN_VENV) snakefmt --check workflow
 	$(IN_VENV) snakemake --lint
 	$(IN_VENV) hadolint Dockerfile
-	$(IN_VENV) shellcheck docker/*.sh envs/*.sh .ci/run
+	$(IN_VENV) shellcheck docker/*.sh envs/*.sh tests/containers/*.sh .ci/run
 
 format: $(VENV)/.complete ## apply the formatters
 	$(IN_VENV) ruff check --fix .
@@ -76,7 +76,7 @@ sif: ## make docker/wmse-repro.sif for --use-singularity from that image (ARCHIV
 	DOCKER="$(DOCKER)" docker/sif.sh $(or $(ARCHIVE),$(IMAGE))
 
 test-containers: $(VENV)/.complete ## build and test the image in Docker and Apptainer (WHOLE=1: with the whole quick preset)
-	$(IN_VENV) docker/test.sh $(PYTEST_ARGS)
+	$(IN_VENV) tests/containers/run.sh $(PYTEST_ARGS)
 
 clean: ## remove what the DAG generated for the current configuration (data and environment stay)
 	$(IN_VENV) snakemake --cores 1 --delete-all-output

@@ -1,8 +1,7 @@
-"""The image with real engines; docker/test.sh prepares them and names what it made in IMAGE, SIF, DOCKER.
+"""The image with real engines: `make test-containers`, whose run.sh names what it made in IMAGE, SIF and DOCKER.
 
-A cut-down quick preset (with WHOLE=1 the whole one) runs three times, in Docker, under Apptainer and in this
-environment, always without a network where a container is involved. Everything else is about one property of the image
-each.
+A cut-down quick preset (with WHOLE=1 the whole one) runs three times: in Docker, under Apptainer and in this
+environment. Containers never have a network. Each of the other tests is about one property of the image.
 """
 
 from __future__ import annotations
@@ -24,15 +23,27 @@ from packaging.requirements import Requirement
 
 from wmse.config import RunSpec, load_project, read_yaml
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DOCKER, IMAGE, SIF = (os.environ.get(name, "") for name in ("DOCKER", "IMAGE", "SIF"))
 HOME = "/opt/wmse-repro"
+if not IMAGE:
+    pytest.skip("containers are tested by `make test-containers`", allow_module_level=True)
 WHOLE = bool(os.environ.get("WHOLE"))
 OWNER = "4321:8765"  # a user that no system knows
 
 TINY = {
-    **{"width": 4, "head_hidden": 16, "embedding": 8, "w_size": 32, "view_size": 8, "eval_resize": 8},
-    **{"epochs": 2, "lr_drops": [1], "batch_size": 512, "eval_every": 2, "probe_epochs": 5, "probe_batch_size": 1000},
+    "epochs": 2,
+    "lr_drops": [1],
+    "batch_size": 512,
+    "width": 4,
+    "head_hidden": 16,
+    "embedding": 8,
+    "w_size": 32,
+    "view_size": 8,
+    "eval_resize": 8,
+    "eval_every": 2,
+    "probe_epochs": 5,
+    "probe_batch_size": 1000,
 }
 EXPERIMENTS = [
     {"benchmarks": ["fashion_mnist"], "methods": ["simclr", "wmse-4", "pixels"]},

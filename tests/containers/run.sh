@@ -3,14 +3,14 @@
 # first (root on Debian 12), and removed again; where that is impossible, the reason is said loudly and nothing is tested.
 # WMSE_CONTAINERS=required turns that into a failure. Arguments go to pytest.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 work=$(mktemp -d /tmp/wmse-containers.XXXXXX)
 started=
 # shellcheck disable=SC2329 # called by the trap
 cleanup() {
   if [ -n "$started" ]; then
-    WMSE_ENGINE=$work/engine docker/engine.sh purge || echo "docker/test.sh: the engine in $work is still there" >&2
+    WMSE_ENGINE=$work/engine docker/engine.sh purge || echo "tests/containers/run.sh: the engine in $work is still there" >&2
   elif [ -n "${IMAGE:-}" ]; then
     "$DOCKER" image rm --force "$IMAGE" >/dev/null 2>&1 || true
   fi
@@ -64,5 +64,5 @@ fi
 
 stage "tests"
 status=0
-pytest docker/test_containers.py --basetemp "$work/pytest" "$@" || status=$?
+pytest tests/containers --basetemp "$work/pytest" "$@" || status=$?
 exit $status
