@@ -8,20 +8,30 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from wmse.config import parse_label
 from wmse.errors import ConfigError, DataError
 from wmse.report.compare import benchmark_title, method_label
 from wmse.report.paper import METRICS, PaperValue
-from wmse.report.results import BASELINES, DIAGNOSTICS, Cell, Group, Run, Summary, group_runs, load_history
-from wmse.report.tables import markdown_table, show_summary, to_csv
+from wmse.report.results import (
+    BASELINES,
+    DIAGNOSTICS,
+    Cell,
+    Group,
+    Run,
+    Summary,
+    group_runs,
+    load_history,
+    summarize,
+)
+from wmse.report.tables import NONE, markdown_table, show_summary, to_csv
 
 CLAIMS_FILE = Path(__file__).with_name("claims.yaml")
 SUPPORTED, REFUTED, UNTESTED = "supported", "not supported", "not tested at this budget"
@@ -30,7 +40,6 @@ RULES = ("every", "majority")
 FIGURES = {**METRICS, **{name: heading for name, (heading, _) in DIAGNOSTICS.items()}}
 FIGURES["effective_rank_share"] = "effective rank / k"
 BOUNDS = ("at_least", "at_most", "above")
-CSV_COLUMNS = ("claim", "verdict", "benchmark", "check", "left", "right", "difference", "outcome", "reason", "runs")
 
 
 @dataclass(frozen=True)
@@ -42,8 +51,8 @@ class Claim:
     recipe: str
     seeds: int
     rule: str
-    checks: tuple[dict[str, Any], ...]
-    benchmarks: tuple[str, ...] = ()
+    checks: Sequence[dict[str, Any]]
+    benchmarks: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,10 @@ class Outcome:
     difference: float | None = None
     runs: tuple[Run, ...] = ()
 
+    @property
+    def word(self) -> str:
+        return {True: "holds", False: "fails", None: "open"}[self.holds]
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -73,13 +86,13 @@ class Verdict:
 def compose_claims(runs: Sequence[Run], paper: Sequence[PaperValue], path: Path = CLAIMS_FILE) -> dict[str, str]:
     """Text of claims.md and tables/claims.csv by path; writes nothing. Raises DataError."""
     verdicts = judge(load_claims(path), runs, paper)
-    return {"claims.md": _markdown(verdicts), "tables/claims.csv": _csv(verdicts)}
+    return {"claims.md": _claims_page(verdicts), "tables/claims.csv": to_csv(_outcome_table(verdicts))}
 
 
 def judge(claims: Sequence[Claim], runs: Sequence[Run], paper: Sequence[PaperValue]) -> list[Verdict]:
     """A verdict for every claim."""
-    judge = _Judge(group_runs(runs), paper)
-    return [_combine(claim, [o for check in claim.checks for o in judge.check(claim, check)]) for claim in claims]
+    evidence = _Evidence(group_runs(runs), paper)
+    return [_combine(claim, [o for check in claim.checks for o in evidence.check(claim, check)]) for claim in claims]
 
 
 # --- the data file ----------------------------------------------------------------------------------------------------
@@ -110,8 +123,7 @@ def _claim(where: str, entry: Any) -> Claim:
         raise DataError(f"{where}: seeds must be a number from 1, checks a list")
     for check in entry["checks"]:
         _validate_check(where, check)
-    lists = {"checks": tuple(entry["checks"]), "benchmarks": tuple(entry.get("benchmarks", ()))}
-    return Claim(**{**entry, **lists, "claim": entry["claim"].strip(), "criterion": entry["criterion"].strip()})
+    return Claim(**entry)
 
 
 def _validate_check(where: str, check: Any) -> None:
@@ -140,11 +152,12 @@ def _labels(check: Mapping[str, Any]) -> list[str]:
 # --- judging ----------------------------------------------------------------------------------------------------------
 
 
-class _Judge:
-    """Checks on the groups of seeds that there are."""
+class _Evidence:
+    """The groups of seeds that there are and the paper's values, and what checks find in them."""
 
     def __init__(self, cells: Mapping[Cell, list[Group]], paper: Sequence[PaperValue]) -> None:
-        self.cells, self.paper = cells, paper
+        self.cells = cells
+        self.paper = paper
 
     def group(self, benchmark: str, label: str) -> Group | None:
         """The runs of a cell: those with the paper's recipe, or else the longest."""
@@ -155,7 +168,7 @@ class _Judge:
     def check(self, claim: Claim, check: Mapping[str, Any]) -> list[Outcome]:
         labels = _labels(check)
         ran = [cell[0] for cell in self.cells if all(self.group(cell[0], label) for label in labels)]
-        make = self._bound if "of" in check else self._comparisons
+        make = self._bounds if "of" in check else self._comparisons
         outcomes = [o for benchmark in dict.fromkeys((*claim.benchmarks, *ran)) for o in make(claim, check, benchmark)]
         # Other benchmarks' figures are shown, but they decide nothing.
         return [
@@ -171,28 +184,28 @@ class _Judge:
         fewest = min(len(group.runs) for group in trained)
         return f"{fewest} of {claim.seeds} seeds" if fewest < claim.seeds else ""
 
-    def _bound(self, claim: Claim, check: Mapping[str, Any], benchmark: str) -> list[Outcome]:
-        outcomes = []
-        figure, kind = check["figure"], next(key for key in BOUNDS if key in check)
-        for label in check["of"]:
-            group = self.group(benchmark, label)
-            rival = self.group(benchmark, check["above"]) if kind == "above" else None
-            if group is None or (kind == "above" and rival is None):
-                outcomes.append(Outcome(benchmark, FIGURES[figure], name(label), "", None, "no runs"))
-                continue
-            bound = _summary([value_of(run, figure) for run in rival.runs]).mean if rival else float(check[kind])
-            values = [value_of(run, figure) for run in group.runs]
-            met = [value <= bound if kind == "at_most" else value >= bound for value in values]
-            if kind == "above":
-                met = [value > bound for value in values]
-            words = {"at_least": f"at least {bound:g}", "at_most": f"at most {bound:g}"}
-            right = words.get(kind) or f"above {name(check['above'])}, {bound:.2f}"
-            obstacle = self._obstacle(claim, [group])
-            left = f"{name(label)}: {', '.join(f'{value:.2f}' for value in values)}"
-            runs = (*group.runs, *(rival.runs if rival else ()))
-            holds = None if obstacle else all(met)
-            outcomes.append(Outcome(benchmark, FIGURES[figure], left, right, holds, obstacle, runs=runs))
-        return outcomes
+    def _bounds(self, claim: Claim, check: Mapping[str, Any], benchmark: str) -> list[Outcome]:
+        return [self._bound(claim, check, benchmark, label) for label in check["of"]]
+
+    def _bound(self, claim: Claim, check: Mapping[str, Any], benchmark: str, label: str) -> Outcome:
+        """Whether every seed of a method keeps a bound: a number, or the mean of another method."""
+        figure = check["figure"]
+        group = self.group(benchmark, label)
+        rival = self.group(benchmark, check["above"]) if "above" in check else None
+        if group is None or ("above" in check and rival is None):
+            return Outcome(benchmark, FIGURES[figure], name(label), "", None, "no runs")
+        values = [value_of(run, figure) for run in group.runs]
+        if rival:
+            mean = summarize([value_of(run, figure) for run in rival.runs]).mean
+            holds, bound = min(values) > mean, f"above {name(check['above'])}, {mean:.2f}"
+        elif "at_least" in check:
+            holds, bound = min(values) >= check["at_least"], f"at least {check['at_least']:g}"
+        else:
+            holds, bound = max(values) <= check["at_most"], f"at most {check['at_most']:g}"
+        obstacle = self._obstacle(claim, [group])
+        left = f"{name(label)}: {', '.join(f'{value:.2f}' for value in values)}"
+        runs = (*group.runs, *(rival.runs if rival else ()))
+        return Outcome(benchmark, FIGURES[figure], left, bound, None if obstacle else holds, obstacle, runs=runs)
 
     def _comparisons(self, claim: Claim, check: Mapping[str, Any], benchmark: str) -> list[Outcome]:
         return [self._comparison(claim, check, benchmark, figure) for figure in check["figures"]]
@@ -211,15 +224,13 @@ class _Judge:
         groups = [side.group for side in (left, right) if side.group]
         difference = left.summary.mean - right.summary.mean
         error = math.sqrt(sum((s.summary.std or 0.0) ** 2 / s.summary.n for s in (left, right)))
-        reason = self._obstacle(claim, groups)
-        holds = None
-        if not reason:
-            if difference - 2 * error >= -margin:
-                holds = True
-            elif difference + 2 * error < -margin:
-                holds = False
-            else:
-                reason = "the spread over seeds is too wide"
+        holds, reason = None, self._obstacle(claim, groups)
+        if not reason and difference - 2 * error >= -margin:
+            holds = True
+        elif not reason and difference + 2 * error < -margin:
+            holds = False
+        elif not reason:
+            reason = "the spread over seeds is too wide"
         runs = tuple(run for group in groups for run in group.runs)
         what += f", difference at least {0 - margin:g}"
         return Outcome(benchmark, what, str(left), str(right), holds, reason, difference, runs)
@@ -231,8 +242,8 @@ class _Judge:
             group = self.group(benchmark, label)
             if group is None:
                 return None
-            value: Callable[[Run], float] = (lambda run: knn_at(run, share)) if share else lambda r: value_of(r, figure)
-            sides.append(_Side(name(label), group, _summary([value(run) for run in group.runs])))
+            values = [knn_at(run, share) if share else value_of(run, figure) for run in group.runs]
+            sides.append(_Side(name(label), group, summarize(values)))
         return max(sides, key=lambda side: side.summary.mean)
 
     def _cited(self, benchmark: str, figure: str, left: _Side | None) -> _Side | None:
@@ -277,17 +288,10 @@ def value_of(run: Run, figure: str) -> float:
 
 def knn_at(run: Run, share: float) -> float:
     """The 5-nn accuracy at the evaluated epoch nearest to a share of the training. Raises DataError."""
-    history = load_history(run)
-    points = [
-        (epoch, knn) for epoch, knn in zip(history["epoch"], history["knn5_top1"], strict=True) if math.isfinite(knn)
-    ]
-    if not points:
+    knn = load_history(run).set_index("epoch")["knn5_top1"].dropna().sort_index()
+    if knn.empty:
         raise DataError(f"{run.path / 'history.csv'}: has no 5-nn accuracy, which a claim needs; train the run again")
-    return min(points, key=lambda point: (abs(point[0] - share * run.epochs), point[0]))[1]
-
-
-def _summary(values: Sequence[float]) -> Summary:
-    return Summary(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+    return float(knn.iloc[abs(knn.index - share * run.epochs).argmin()])
 
 
 def _combine(claim: Claim, outcomes: Sequence[Outcome]) -> Verdict:
@@ -316,7 +320,7 @@ reduced where only the paper's recipe counts.
 """
 
 
-def _markdown(verdicts: Sequence[Verdict]) -> str:
+def _claims_page(verdicts: Sequence[Verdict]) -> str:
     head = ["", "claim", "verdict", "why"]
     body = [[str(i), v.claim.claim, f"**{v.verdict}**", v.reason] for i, v in enumerate(verdicts, start=1)]
     parts = ["# The paper's claims, judged by our runs\n", INTRODUCTION, markdown_table(head, body, left=4)]
@@ -333,35 +337,41 @@ def _section(number: int, verdict: Verdict) -> str:
         f"Criterion: {claim.criterion} Needs at least {seeds}; runs that count: {scope}; rule: {claim.rule}.\n",
     ]
     if verdict.outcomes:
-        parts.append(markdown_table(["benchmark", "check", "figures", "difference", "outcome"], _rows(verdict), left=5))
+        head = ["benchmark", "check", "figures", "difference", "outcome"]
+        parts.append(markdown_table(head, [_cells(outcome) for outcome in verdict.outcomes], left=5))
     runs = sorted({run.name for outcome in verdict.outcomes for run in outcome.runs})
     if runs:
         parts.append("Runs: " + ", ".join(f"`{run}`" for run in runs) + "\n")
     return "\n".join(parts)
 
 
-def _rows(verdict: Verdict) -> list[list[str]]:
-    words = {True: "holds", False: "fails", None: "open"}
+def _cells(outcome: Outcome) -> list[str]:
     return [
-        [
-            benchmark_title(outcome.benchmark),
-            outcome.check,
-            "; ".join(text for text in (outcome.left, outcome.right) if text) or "—",
-            "—" if outcome.difference is None else f"{outcome.difference:+.2f}",
-            words[outcome.holds] + (f" ({outcome.reason})" if outcome.reason else ""),
-        ]
-        for outcome in verdict.outcomes
+        benchmark_title(outcome.benchmark),
+        outcome.check,
+        "; ".join(text for text in (outcome.left, outcome.right) if text) or NONE,
+        NONE if outcome.difference is None else f"{outcome.difference:+.2f}",
+        outcome.word + (f" ({outcome.reason})" if outcome.reason else ""),
     ]
 
 
-def _csv(verdicts: Sequence[Verdict]) -> str:
-    lines = []
-    for number, verdict in enumerate(verdicts, start=1):
-        for o in verdict.outcomes or (Outcome("", "", "", "", None, "no runs"),):
-            difference = "" if o.difference is None else f"{o.difference:.2f}"
-            outcome = {True: "holds", False: "fails", None: "open"}[o.holds]
-            runs = " ".join(run.name for run in o.runs)
-            lines.append(
-                [number, verdict.verdict, o.benchmark, o.check, o.left, o.right, difference, outcome, o.reason, runs]
-            )
-    return to_csv(CSV_COLUMNS, lines)
+def _outcome_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """A row per outcome; a claim that nothing was checked for has one row, too."""
+    nothing = Outcome("", "", "", "", None, "no runs")
+    records = [
+        {
+            "claim": number,
+            "verdict": verdict.verdict,
+            "benchmark": outcome.benchmark,
+            "check": outcome.check,
+            "left": outcome.left,
+            "right": outcome.right,
+            "difference": "" if outcome.difference is None else f"{outcome.difference:.2f}",
+            "outcome": outcome.word,
+            "reason": outcome.reason,
+            "runs": " ".join(run.name for run in outcome.runs),
+        }
+        for number, verdict in enumerate(verdicts, start=1)
+        for outcome in verdict.outcomes or [nothing]
+    ]
+    return pd.DataFrame(records, dtype=object)
