@@ -647,9 +647,15 @@ def test_damaged_history_names_file_and_column(tmp_path: Path, old: str, new: st
 
 
 def test_tables_need_neither_torch_nor_matplotlib() -> None:
-    check = "import sys, wmse.report; print([m for m in ('torch', 'matplotlib', 'pandas') if m in sys.modules])"
+    check = "import sys, wmse.report; print([m for m in ('torch', 'matplotlib') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_command_line_loads_pandas_for_the_report_alone() -> None:
+    check = "import sys; from wmse.cli import main; main(['runs', '--preset', 'quick']); print('pandas' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 def test_times_of_different_hardware_are_not_averaged(tmp_path: Path) -> None:
@@ -680,11 +686,17 @@ GRAPH = """digraph snakemake_dag {
 
 
 def test_rules_stand_after_what_they_need() -> None:
-    rules, edges = parse_dot(GRAPH)
-    assert rules == ["all", "tables", "evaluate", "dag"]
-    assert edges == [("tables", "all"), ("evaluate", "all"), ("evaluate", "tables"), ("dag", "all")]
-    assert layers(rules, edges) == {"evaluate": 0, "tables": 1, "dag": 1, "all": 2}
-    assert direct(edges) == [("tables", "all"), ("evaluate", "tables"), ("dag", "all")]
+    needs = parse_dot(GRAPH)
+    assert list(needs) == ["all", "tables", "evaluate", "dag"]
+    assert needs == {"all": {"tables", "evaluate", "dag"}, "tables": {"evaluate"}, "evaluate": set(), "dag": set()}
+    assert layers(needs) == {"evaluate": 0, "tables": 1, "dag": 1, "all": 2}
+    assert direct(needs) == {**needs, "all": {"tables", "dag"}}
+
+
+@pytest.mark.parametrize("arrow", ["0 -> 2", "0 -> 0", "3 -> 9"])
+def test_a_circle_or_an_arrow_to_no_rule_is_no_workflow(arrow: str) -> None:
+    with pytest.raises(DataError, match="no workflow's graph"):
+        parse_dot(GRAPH.replace("3 -> 0", f"3 -> 0\n{arrow}"))
 
 
 def test_the_figure_of_the_rules_names_them_with_their_jobs(tmp_path: Path) -> None:
