@@ -622,6 +622,22 @@ def test_plots_of_extreme_losses_and_unevaluated_epochs(tmp_path: Path, loss: st
     assert (tmp_path / "out/plots/training.png").read_bytes().startswith(PNG)
 
 
+@pytest.mark.parametrize(
+    ("benchmark", "seeds", "words"),
+    [
+        ("fashion_mnist", 1, []),
+        ("fashion_mnist", 2, ["ours ± std over seeds"]),
+        ("cifar10", 1, ["ours", "paper", "paper, † one copy"]),
+    ],
+)
+def test_accuracies_have_a_legend_where_there_is_something_to_tell_apart(
+    tmp_path: Path, benchmark: str, seeds: int, words: list[str]
+) -> None:
+    write_plots([make_run(tmp_path, benchmark, seed=seed) for seed in range(seeds)], tmp_path / "out")
+    _, *legend = (tmp_path / "out/plots/accuracy.svg").read_text(encoding="utf-8").split('<g id="legend_1">')
+    assert [word for part in legend for word in re.findall("<!-- (.*) -->", part)] == words
+
+
 def test_baselines_alone_need_no_history(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, method=method) for method in ("random", "pixels")]
     write_plots(runs, tmp_path / "out")

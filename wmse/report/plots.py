@@ -330,7 +330,9 @@ def _accuracy(sections: Sequence[Section]) -> Figure:
             _bars(axis, section.rows, metric, thick=_row_height(section) < PAIR_HEIGHT)
             axis.set_xlabel(f"{METRICS[metric]} accuracy (%)")
         line[0].set_yticks(range(len(section.rows)), [_tick(row) for row in section.rows])
-    _legend(figure, _accuracy_entries(shown))
+    entries = _accuracy_entries(shown)
+    if list(entries) != ["ours"]:  # bars of one kind explain themselves
+        _legend(figure, entries)
     return figure
 
 
