@@ -649,8 +649,10 @@ def test_baselines_alone_need_no_history(tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ("loss", "cost", "column 'loss' is missing"),
-        ("1.9", "nan", "'loss' is not a finite number"),
-        ("0.1,", "x,", "x"),
+        ("1.9", "nan", "line 2: column 'loss' is not a finite number"),
+        ("180.0", "1e999", "line 4: column 'seconds' is not a finite number: 1e999"),
+        ("0.1,", "x,", "line 2: column 'embedding_std' is not a finite number: x"),
+        ("1,1,1,60.0", "1,1,1,60.0\0\n1", "history.csv"),
     ],
 )
 def test_damaged_history_names_file_and_column(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -660,6 +662,31 @@ def test_damaged_history_names_file_and_column(tmp_path: Path, old: str, new: st
     with pytest.raises(DataError, match=message) as caught:
         write_plots([run], tmp_path / "out")
     assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "cannot be read"), (b"epoch,loss\n", "holds no epoch"), (b"\xff", "cannot be read")]
+)
+def test_a_history_that_is_no_table(tmp_path: Path, content: bytes, message: str) -> None:
+    run = make_run(tmp_path)
+    (run / "history.csv").write_bytes(content)
+    with pytest.raises(DataError, match=rf"history\.csv: {message}"):
+        write_plots([run], tmp_path / "out")
+
+
+def test_histories_are_read_by_their_heads_and_averaged_by_epoch(tmp_path: Path) -> None:
+    from wmse.report.plots import curves_of
+
+    head = "loss,seconds,epoch,extra,knn5_top1,embedding_std,effective_rank"
+    texts = ["2.0,10,1,x,,1,2", "1.0,20,2,x,40,1,2"], ["4.0,12,1,x,,1,2", "2.0,24,2,x,43,1,2", "1.0,36,3,x,nan,1,2"]
+    runs = [make_run(tmp_path, seed=seed) for seed in range(2)]
+    for run, lines in zip(runs, texts, strict=True):
+        (run / "history.csv").write_text("\n".join([head, *lines]) + "\n")
+    sections = [section for section in compare(load_runs(runs), load_paper()) if section.main]
+    (curve,) = curves_of(sections)["cifar10"]
+    assert curve.mean["loss"].to_dict() == {1: 3.0, 2: 1.5, 3: 1.0}
+    assert curve.mean["knn5_top1"].dropna().to_dict() == {2: 41.5}
+    assert curve.std["seconds"].to_dict() == pytest.approx({1: 2**0.5, 2: 8**0.5, 3: 0})
 
 
 def test_tables_need_neither_torch_nor_matplotlib() -> None:

@@ -20,17 +20,7 @@ from wmse.config import parse_label
 from wmse.errors import ConfigError, DataError
 from wmse.report.compare import benchmark_title, method_label
 from wmse.report.paper import METRICS, PaperValue
-from wmse.report.results import (
-    BASELINES,
-    DIAGNOSTICS,
-    Cell,
-    Group,
-    Run,
-    Summary,
-    group_runs,
-    load_history,
-    summarize,
-)
+from wmse.report.results import BASELINES, DIAGNOSTICS, Cell, Group, Run, Summary, group_runs, load_history
 from wmse.report.tables import NONE, markdown_table, show_summary, to_csv
 
 CLAIMS_FILE = Path(__file__).with_name("claims.yaml")
@@ -168,13 +158,16 @@ class _Evidence:
     def check(self, claim: Claim, check: Mapping[str, Any]) -> list[Outcome]:
         labels = _labels(check)
         ran = [cell[0] for cell in self.cells if all(self.group(cell[0], label) for label in labels)]
-        make = self._bounds if "of" in check else self._comparisons
-        outcomes = [o for benchmark in dict.fromkeys((*claim.benchmarks, *ran)) for o in make(claim, check, benchmark)]
-        # Other benchmarks' figures are shown, but they decide nothing.
-        return [
-            o if not claim.benchmarks or o.benchmark in claim.benchmarks else replace(o, holds=None, reason=ASIDE)
-            for o in outcomes
-        ]
+        outcomes: list[Outcome] = []
+        for benchmark in dict.fromkeys((*claim.benchmarks, *ran)):
+            if "of" in check:
+                found = [self._bound(claim, check, benchmark, label) for label in check["of"]]
+            else:
+                found = [self._comparison(claim, check, benchmark, figure) for figure in check["figures"]]
+            if claim.benchmarks and benchmark not in claim.benchmarks:  # shown, but decides nothing
+                found = [replace(outcome, holds=None, reason=ASIDE) for outcome in found]
+            outcomes += found
+        return outcomes
 
     def _obstacle(self, claim: Claim, groups: Sequence[Group]) -> str:
         """Why runs may not decide a claim, or nothing."""
@@ -183,9 +176,6 @@ class _Evidence:
             return "not the paper's recipe"
         fewest = min(len(group.runs) for group in trained)
         return f"{fewest} of {claim.seeds} seeds" if fewest < claim.seeds else ""
-
-    def _bounds(self, claim: Claim, check: Mapping[str, Any], benchmark: str) -> list[Outcome]:
-        return [self._bound(claim, check, benchmark, label) for label in check["of"]]
 
     def _bound(self, claim: Claim, check: Mapping[str, Any], benchmark: str, label: str) -> Outcome:
         """Whether every seed of a method keeps a bound: a number, or the mean of another method."""
@@ -196,7 +186,7 @@ class _Evidence:
             return Outcome(benchmark, FIGURES[figure], name(label), "", None, "no runs")
         values = [value_of(run, figure) for run in group.runs]
         if rival:
-            mean = summarize([value_of(run, figure) for run in rival.runs]).mean
+            mean = Summary.of([value_of(run, figure) for run in rival.runs]).mean
             holds, bound = min(values) > mean, f"above {name(check['above'])}, {mean:.2f}"
         elif "at_least" in check:
             holds, bound = min(values) >= check["at_least"], f"at least {check['at_least']:g}"
@@ -206,9 +196,6 @@ class _Evidence:
         left = f"{name(label)}: {', '.join(f'{value:.2f}' for value in values)}"
         runs = (*group.runs, *(rival.runs if rival else ()))
         return Outcome(benchmark, FIGURES[figure], left, bound, None if obstacle else holds, obstacle, runs=runs)
-
-    def _comparisons(self, claim: Claim, check: Mapping[str, Any], benchmark: str) -> list[Outcome]:
-        return [self._comparison(claim, check, benchmark, figure) for figure in check["figures"]]
 
     def _comparison(self, claim: Claim, check: Mapping[str, Any], benchmark: str, figure: str) -> Outcome:
         share, margin = check.get("at"), float(check["margin"])
@@ -243,7 +230,7 @@ class _Evidence:
             if group is None:
                 return None
             values = [knn_at(run, share) if share else value_of(run, figure) for run in group.runs]
-            sides.append(_Side(name(label), group, summarize(values)))
+            sides.append(_Side(name(label), group, Summary.of(values)))
         return max(sides, key=lambda side: side.summary.mean)
 
     def _cited(self, benchmark: str, figure: str, left: _Side | None) -> _Side | None:
@@ -272,8 +259,7 @@ class _Side:
 
 def name(label: str) -> str:
     """A method label as tables print it."""
-    method, d, variant = parse_label(label)
-    return method_label(method, d) + (f", {variant}" if variant else "")
+    return method_label(*parse_label(label))
 
 
 def value_of(run: Run, figure: str) -> float:

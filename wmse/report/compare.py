@@ -50,7 +50,7 @@ class Row:
     @property
     def label(self) -> str:
         """Name of the method as the paper writes it, then its variant and the settings that tell its rows apart."""
-        name = method_label(self.method, self.d) + (f", {self.variant}" if self.variant else "")
+        name = method_label(self.method, self.d, self.variant)
         return f"{name} ({self.group.setting})" if self.group and self.group.setting else name
 
     @property
@@ -144,11 +144,14 @@ def method_title(method: str) -> str:
     return CITED_METHODS.get(method) or known.get(method, {}).get("title", method)
 
 
-def method_label(method: str, d: int | None) -> str:
+def method_label(method: str, d: int | None, variant: str = "") -> str:
+    """A method as tables print it: its name in the paper with the number of views, then its variant."""
     name = method_title(method)
     if method == "wmse":
-        return f"{name} {d}"
-    return name if method in BASELINES or d in (None, 2) else f"{name}, d={d}"
+        name += f" {d}"
+    elif method not in BASELINES and d not in (None, 2):
+        name += f", d={d}"
+    return f"{name}, {variant}" if variant else name
 
 
 def compare(runs: Iterable[Run], paper: Sequence[PaperValue]) -> list[Section]:

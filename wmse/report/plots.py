@@ -73,7 +73,7 @@ def compose_plots(runs: Sequence[Run], paper: Sequence[PaperValue]) -> dict[str,
 
     sections = compare(runs, paper)
     main = [section for section in sections if section.main]
-    curves = _curves(main)
+    curves = curves_of(main)
     figures: dict[str, Callable[[], Figure]] = {
         "training": lambda: _training(main, curves),
         "dynamics": lambda: _dynamics(main, curves),
@@ -121,7 +121,7 @@ def _legend(figure: Figure, entries: dict[str, Any]) -> None:
 # --- curves over epochs
 
 
-def _curves(sections: Sequence[Section]) -> dict[str, list[Curve]]:
+def curves_of(sections: Sequence[Section]) -> dict[str, list[Curve]]:
     """Curves of all trained runs by benchmark; a row that stands in several sections has one."""
     curves: dict[str, dict[str, Curve]] = {}
     specs: Counter[tuple[str, str, int | None]] = Counter()
@@ -183,7 +183,7 @@ def _dynamics(sections: Sequence[Section], curves: dict[str, list[Curve]]) -> Fi
 def _collapse(all_sections: Sequence[Section]) -> Figure:
     """With whitening and without: the methods, and the ablation that takes the whitening away."""
     sections = [section for section in all_sections if section.main or section.experiment == "collapse"]
-    curves = _curves(sections)
+    curves = curves_of(sections)
     if not curves:
         return _message("No trained runs in these results")
     rows = (("embedding_std", "embedding std"), ("effective_rank", "effective rank"))

@@ -119,16 +119,18 @@ class Summary:
     std: float | None
     n: int
 
-
-def summarize(values: Sequence[float]) -> Summary:
-    """Mean and spread of at least one value."""
-    series = pd.Series(values, dtype=float)
-    return Summary(float(series.mean()), float(series.std()) if len(series) > 1 else None, len(series))
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Summary:
+        series = pd.Series(values, dtype=float)
+        return cls(float(series.mean()), float(series.std()) if len(series) > 1 else None, len(series))
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but the seed; `setting` tells it from the other groups of its cell, if any."""
+    """Runs that differ in nothing but the seed.
+
+    If its cell has other groups, `setting` is short and tells it from them, `settings` holds all that differs.
+    """
 
     runs: tuple[Run, ...]
     setting: str = ""
@@ -141,7 +143,7 @@ class Group:
     def summary(self, metric: str) -> Summary | None:
         """Mean and spread of `metric` over the seeds that have it; None if none has."""
         values = [run.measured[metric] for run in self.runs if metric in run.measured]
-        return summarize(values) if values else None
+        return Summary.of(values) if values else None
 
 
 def _refuse(error: DataError) -> None:
@@ -412,8 +414,8 @@ def _label_settings(groups: list[Group]) -> list[Group]:
     specs = pd.DataFrame(shown, dtype=object).fillna("unset")
     keys = [*(key for key in FIRST_KEYS if key in specs), *sorted(set(specs) - set(FIRST_KEYS))]
     differing = [key for key in keys if specs[key].nunique() > 1]
-    short, complete = _pairs(specs[_separating(specs, differing)]), _pairs(specs[differing])
-    return [Group(g.runs, short[i], complete[i]) for i, g in enumerate(groups)]
+    short = _separating(specs, differing)
+    return [Group(g.runs, _pairs(specs.loc[i, short]), _pairs(specs.loc[i, differing])) for i, g in enumerate(groups)]
 
 
 def _separating(specs: pd.DataFrame, differing: Sequence[str]) -> list[str]:
@@ -428,9 +430,8 @@ def _separating(specs: pd.DataFrame, differing: Sequence[str]) -> list[str]:
     return chosen
 
 
-def _pairs(specs: pd.DataFrame) -> list[str]:
-    """`key=value, key=value` of every row."""
-    return [", ".join(f"{key}={value}" for key, value in spec.items()) for spec in specs.to_dict("records")]
+def _pairs(spec: pd.Series) -> str:
+    return ", ".join(f"{key}={value}" for key, value in spec.items())
 
 
 def show_value(value: Any) -> str:
