@@ -1,6 +1,6 @@
 """The paper's claims judged by our runs: criteria from `claims.yaml`, verdicts from result files alone.
 
-A check is true, false or open; open with a reason (no runs, not the paper's recipe, too few seeds, too wide a spread).
+A check is true, false or, with a reason, open (no runs, not the paper's recipe, too few seeds, too wide a spread).
 A claim is supported or not supported only if its checks say so; otherwise it is not tested at this budget.
 """
 
@@ -24,7 +24,9 @@ from wmse.report.results import BASELINES, DIAGNOSTICS, Cell, Group, Run, Summar
 from wmse.report.tables import NONE, markdown_table, show_summary, to_csv
 
 CLAIMS_FILE = Path(__file__).with_name("claims.yaml")
-SUPPORTED, REFUTED, UNTESTED = "supported", "not supported", "not tested at this budget"
+SUPPORTED = "supported"
+REFUTED = "not supported"
+UNTESTED = "not tested at this budget"
 ASIDE = "not a benchmark of the claim"
 RULES = ("every", "majority")
 FIGURES = {**METRICS, **{name: heading for name, (heading, _) in DIAGNOSTICS.items()}}
@@ -183,17 +185,17 @@ class _Evidence:
         group = self.group(benchmark, label)
         rival = self.group(benchmark, check["above"]) if "above" in check else None
         if group is None or ("above" in check and rival is None):
-            return Outcome(benchmark, FIGURES[figure], name(label), "", None, "no runs")
+            return Outcome(benchmark, FIGURES[figure], method_name(label), "", None, "no runs")
         values = [value_of(run, figure) for run in group.runs]
         if rival:
             mean = Summary.of([value_of(run, figure) for run in rival.runs]).mean
-            holds, bound = min(values) > mean, f"above {name(check['above'])}, {mean:.2f}"
+            holds, bound = min(values) > mean, f"above {method_name(check['above'])}, {mean:.2f}"
         elif "at_least" in check:
             holds, bound = min(values) >= check["at_least"], f"at least {check['at_least']:g}"
         else:
             holds, bound = max(values) <= check["at_most"], f"at most {check['at_most']:g}"
         obstacle = self._obstacle(claim, [group])
-        left = f"{name(label)}: {', '.join(f'{value:.2f}' for value in values)}"
+        left = f"{method_name(label)}: {', '.join(f'{value:.2f}' for value in values)}"
         runs = (*group.runs, *(rival.runs if rival else ()))
         return Outcome(benchmark, FIGURES[figure], left, bound, None if obstacle else holds, obstacle, runs=runs)
 
@@ -205,19 +207,20 @@ class _Evidence:
         right = self._cited(benchmark, figure, left) if cited else self._best(benchmark, check["than"], figure, share)
         if left is None or right is None:
             wanted = check["better"] if left is None else [] if cited else check["than"]
-            missing = " or ".join(name(label) for label in wanted)
+            missing = " or ".join(method_name(label) for label in wanted)
             reason = f"no runs of {missing}" if missing else "no cited value at this number of epochs"
             return Outcome(benchmark, what, str(left or ""), "", None, reason)
         groups = [side.group for side in (left, right) if side.group]
         difference = left.summary.mean - right.summary.mean
         error = math.sqrt(sum((s.summary.std or 0.0) ** 2 / s.summary.n for s in (left, right)))
         holds, reason = None, self._obstacle(claim, groups)
-        if not reason and difference - 2 * error >= -margin:
-            holds = True
-        elif not reason and difference + 2 * error < -margin:
-            holds = False
-        elif not reason:
-            reason = "the spread over seeds is too wide"
+        if not reason:
+            if difference - 2 * error >= -margin:
+                holds = True
+            elif difference + 2 * error < -margin:
+                holds = False
+            else:
+                reason = "the spread over seeds is too wide"
         runs = tuple(run for group in groups for run in group.runs)
         what += f", difference at least {0 - margin:g}"
         return Outcome(benchmark, what, str(left), str(right), holds, reason, difference, runs)
@@ -230,7 +233,7 @@ class _Evidence:
             if group is None:
                 return None
             values = [knn_at(run, share) if share else value_of(run, figure) for run in group.runs]
-            sides.append(_Side(name(label), group, Summary.of(values)))
+            sides.append(_Side(method_name(label), group, Summary.of(values)))
         return max(sides, key=lambda side: side.summary.mean)
 
     def _cited(self, benchmark: str, figure: str, left: _Side | None) -> _Side | None:
@@ -257,7 +260,7 @@ class _Side:
         return f"{self.label}: {figures}"
 
 
-def name(label: str) -> str:
+def method_name(label: str) -> str:
     """A method label as tables print it."""
     return method_label(*parse_label(label))
 
@@ -342,7 +345,7 @@ def _cells(outcome: Outcome) -> list[str]:
 
 
 def _outcome_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """A row per outcome; a claim that nothing was checked for has one row, too."""
+    """A row per outcome; a claim without any has one row, too."""
     nothing = Outcome("", "", "", "", None, "no runs")
     records = [
         {

@@ -156,27 +156,21 @@ def method_label(method: str, d: int | None, variant: str = "") -> str:
 
 def compare(runs: Iterable[Run], paper: Sequence[PaperValue]) -> list[Section]:
     """All sections: the main tables with results, our own experiments, then the main tables without results."""
-    cells = group_runs(runs)
     in_tables = [value for value in paper if value.table in MAIN_TABLES]
-    known = list(dict.fromkeys(value.benchmark for value in in_tables))
-    other = sorted({benchmark for benchmark, *_ in cells} - set(known), key=_benchmark_order)
+    groups: dict[str, list[Group]] = {value.benchmark: [] for value in in_tables}
+    for cell, members in sorted(group_runs(runs).items(), key=lambda item: _position(item[0][0], list(BENCHMARKS))):
+        groups.setdefault(cell[0], []).extend(members)
     main: list[Section] = []
-    ablations: list[Section] = []
-    for benchmark in [*known, *other]:
-        values = [value for value in in_tables if value.benchmark == benchmark]
-        groups = [group for cell, found in cells.items() if cell[0] == benchmark for group in found]
-        main += _main_sections(benchmark, values, groups)
-        for name, experiment in experiments().items():
-            if name not in MAIN_TABLES.values() and (rows := _listed_rows(name, groups)):
+    for benchmark, found in groups.items():
+        main += _main_sections(benchmark, [value for value in in_tables if value.benchmark == benchmark], found)
+    ablations = []
+    for name, experiment in experiments().items():
+        for benchmark, found in groups.items():
+            if name not in MAIN_TABLES.values() and (rows := _ablation_rows(name, found)):
                 title = f"{experiment['title']}, {benchmark_title(benchmark)}"
                 ablations.append(Section(name, benchmark, title, False, rows))
-    names = list(experiments())
-    ablations.sort(key=lambda section: names.index(section.experiment))
-    return [
-        *(section for section in main if section.runs),
-        *ablations,
-        *(section for section in main if not section.runs),
-    ]
+    with_runs = [section for section in main if section.runs]
+    return [*with_runs, *ablations, *(section for section in main if not section.runs)]
 
 
 def main_table(benchmark: str) -> str:
@@ -227,7 +221,7 @@ def _keys(experiment: str) -> list[Key]:
     return [(method, None if method in BASELINES else d, variant) for method, d, variant in parsed]
 
 
-def _listed_rows(experiment: str, groups: list[Group]) -> tuple[Row, ...]:
+def _ablation_rows(experiment: str, groups: list[Group]) -> tuple[Row, ...]:
     """The rows of an ablation, run or not; none unless a variant of its own was run."""
     variants = experiments()[experiment].get("variants", {})
     if not any(group.first.variant in variants for group in groups):
@@ -261,19 +255,16 @@ def _ordered(printed: list[Key], more: list[Key]) -> list[Key]:
     Without rows of the paper the others keep their own order, which is that of the experiment.
     """
     names = [*recipes()["methods"], *BASELINES]
-
-    def place(key: Key) -> tuple[Any, ...]:
-        method, d, variant = key
-        return names.index(method) if method in names else len(names), method, variant, d or 0
-
     extra = [key for key in dict.fromkeys(more) if key not in printed]
-    keys = [*dict.fromkeys(printed), *(sorted(extra, key=place) if printed else extra)]
+    if printed:
+        extra.sort(key=lambda key: (_position(key[0], names), key[2], key[1] or 0))
+    keys = [*dict.fromkeys(printed), *extra]
     return sorted(keys, key=lambda key: BASELINES.index(key[0]) + 1 if key[0] in BASELINES else 0)
 
 
-def _benchmark_order(benchmark: str) -> tuple[int, str]:
-    names = list(BENCHMARKS)
-    return names.index(benchmark) if benchmark in names else len(names), benchmark
+def _position(name: str, names: Sequence[str]) -> tuple[int, str]:
+    """Sorts names as they stand in `names`, and others after them by the alphabet."""
+    return names.index(name) if name in names else len(names), name
 
 
 def _is_less(run: Any, paper: Any) -> bool:

@@ -35,8 +35,8 @@ COLOURS = {
     "Raw pixels": "#A8A8A8",
 }
 CITED_COLOUR = "#444444"
-OTHER_COLOUR = "#E69F00"  # any other method or number of views; its name is beside it
-LINE_STYLES = ("-", "--", ":", "-.")  # specs of one method
+OTHER_COLOUR = "#E69F00"  # Every other method or number of views has it; the name is beside it.
+LINE_STYLES = ("-", "--", ":", "-.")  # They tell the specs of one method apart.
 HATCHES = {"confirmed": "", "single": "////", "recalled": "...."}
 PAIR_HEIGHT = 0.62
 SHOWN_METRICS = ("linear_top1", "knn5_top1")
