@@ -622,6 +622,22 @@ def test_plots_of_extreme_losses_and_unevaluated_epochs(tmp_path: Path, loss: st
     assert (tmp_path / "out/plots/training.png").read_bytes().startswith(PNG)
 
 
+@pytest.mark.parametrize(
+    ("benchmark", "seeds", "words"),
+    [
+        ("fashion_mnist", 1, []),
+        ("fashion_mnist", 2, ["ours ± std over seeds"]),
+        ("cifar10", 1, ["ours", "paper", "paper, † one copy"]),
+    ],
+)
+def test_accuracies_have_a_legend_where_there_is_something_to_tell_apart(
+    tmp_path: Path, benchmark: str, seeds: int, words: list[str]
+) -> None:
+    write_plots([make_run(tmp_path, benchmark, seed=seed) for seed in range(seeds)], tmp_path / "out")
+    _, *legend = (tmp_path / "out/plots/accuracy.svg").read_text(encoding="utf-8").split('<g id="legend_1">')
+    assert [word for part in legend for word in re.findall("<!-- (.*) -->", part)] == words
+
+
 def test_baselines_alone_need_no_history(tmp_path: Path) -> None:
     runs = [make_run(tmp_path, method=method) for method in ("random", "pixels")]
     write_plots(runs, tmp_path / "out")
@@ -633,8 +649,10 @@ def test_baselines_alone_need_no_history(tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ("loss", "cost", "column 'loss' is missing"),
-        ("1.9", "nan", "'loss' is not a finite number"),
-        ("0.1,", "x,", "x"),
+        ("1.9", "nan", "line 2: column 'loss' is not a finite number"),
+        ("180.0", "1e999", "line 4: column 'seconds' is not a finite number: 1e999"),
+        ("0.1,", "x,", "line 2: column 'embedding_std' is not a finite number: x"),
+        ("1,1,1,60.0", "1,1,1,60.0\0\n1", "history.csv"),
     ],
 )
 def test_damaged_history_names_file_and_column(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -646,10 +664,41 @@ def test_damaged_history_names_file_and_column(tmp_path: Path, old: str, new: st
     assert str(file) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "cannot be read"), (b"epoch,loss\n", "holds no epoch"), (b"\xff", "cannot be read")]
+)
+def test_a_history_that_is_no_table(tmp_path: Path, content: bytes, message: str) -> None:
+    run = make_run(tmp_path)
+    (run / "history.csv").write_bytes(content)
+    with pytest.raises(DataError, match=rf"history\.csv: {message}"):
+        write_plots([run], tmp_path / "out")
+
+
+def test_histories_are_read_by_their_heads_and_averaged_by_epoch(tmp_path: Path) -> None:
+    from wmse.report.plots import curves_of
+
+    head = "loss,seconds,epoch,extra,knn5_top1,embedding_std,effective_rank"
+    texts = ["2.0,10,1,x,,1,2", "1.0,20,2,x,40,1,2"], ["4.0,12,1,x,,1,2", "2.0,24,2,x,43,1,2", "1.0,36,3,x,nan,1,2"]
+    runs = [make_run(tmp_path, seed=seed) for seed in range(2)]
+    for run, lines in zip(runs, texts, strict=True):
+        (run / "history.csv").write_text("\n".join([head, *lines]) + "\n")
+    sections = [section for section in compare(load_runs(runs), load_paper()) if section.main]
+    (curve,) = curves_of(sections)["cifar10"]
+    assert curve.mean["loss"].to_dict() == {1: 3.0, 2: 1.5, 3: 1.0}
+    assert curve.mean["knn5_top1"].dropna().to_dict() == {2: 41.5}
+    assert curve.std["seconds"].to_dict() == pytest.approx({1: 2**0.5, 2: 8**0.5, 3: 0})
+
+
 def test_tables_need_neither_torch_nor_matplotlib() -> None:
-    check = "import sys, wmse.report; print([m for m in ('torch', 'matplotlib', 'pandas') if m in sys.modules])"
+    check = "import sys, wmse.report; print([m for m in ('torch', 'matplotlib') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_command_line_loads_pandas_for_the_report_alone() -> None:
+    check = "import sys; from wmse.cli import main; main(['runs', '--preset', 'quick']); print('pandas' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
 
 
 def test_times_of_different_hardware_are_not_averaged(tmp_path: Path) -> None:
@@ -680,11 +729,17 @@ GRAPH = """digraph snakemake_dag {
 
 
 def test_rules_stand_after_what_they_need() -> None:
-    rules, edges = parse_dot(GRAPH)
-    assert rules == ["all", "tables", "evaluate", "dag"]
-    assert edges == [("tables", "all"), ("evaluate", "all"), ("evaluate", "tables"), ("dag", "all")]
-    assert layers(rules, edges) == {"evaluate": 0, "tables": 1, "dag": 1, "all": 2}
-    assert direct(edges) == [("tables", "all"), ("evaluate", "tables"), ("dag", "all")]
+    needs = parse_dot(GRAPH)
+    assert list(needs) == ["all", "tables", "evaluate", "dag"]
+    assert needs == {"all": {"tables", "evaluate", "dag"}, "tables": {"evaluate"}, "evaluate": set(), "dag": set()}
+    assert layers(needs) == {"evaluate": 0, "tables": 1, "dag": 1, "all": 2}
+    assert direct(needs) == {**needs, "all": {"tables", "dag"}}
+
+
+@pytest.mark.parametrize("arrow", ["0 -> 2", "0 -> 0", "3 -> 9"])
+def test_a_circle_or_an_arrow_to_no_rule_is_no_workflow(arrow: str) -> None:
+    with pytest.raises(DataError, match="no workflow's graph"):
+        parse_dot(GRAPH.replace("3 -> 0", f"3 -> 0\n{arrow}"))
 
 
 def test_the_figure_of_the_rules_names_them_with_their_jobs(tmp_path: Path) -> None:

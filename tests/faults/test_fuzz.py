@@ -907,9 +907,9 @@ def test_devices_that_are_not_there_are_one_message(device: str, counts: Counter
 def test_fuzzed_rule_graphs(tmp_path: Path, fuzz: Any, commands: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def check(content: bytes) -> None:
         def act() -> None:
-            rules, edges = parse_dot(content.decode("utf-8", "replace"))
-            assert set(layers(rules, edges)) == set(rules)
-            assert set(direct(edges)) <= set(edges)
+            needs = parse_dot(content.decode("utf-8", "replace"))
+            assert set(layers(needs)) == set(needs)
+            assert all(direct(needs)[rule] <= needs[rule] for rule in needs)
 
         outcome(act)
 

@@ -1,6 +1,6 @@
 """The paper's claims judged by our runs: criteria from `claims.yaml`, verdicts from result files alone.
 
-A check is true, false or open; open with a reason (no runs, not the paper's recipe, too few seeds, too wide a spread).
+A check is true, false or, with a reason, open (no runs, not the paper's recipe, too few seeds, too wide a spread).
 A claim is supported or not supported only if its checks say so; otherwise it is not tested at this budget.
 """
 
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from wmse.config import parse_label
@@ -21,16 +21,17 @@ from wmse.errors import ConfigError, DataError
 from wmse.report.compare import benchmark_title, method_label
 from wmse.report.paper import METRICS, PaperValue
 from wmse.report.results import BASELINES, DIAGNOSTICS, Cell, Group, Run, Summary, group_runs, load_history
-from wmse.report.tables import markdown_table, show_summary, to_csv
+from wmse.report.tables import NONE, markdown_table, show_summary, to_csv
 
 CLAIMS_FILE = Path(__file__).with_name("claims.yaml")
-SUPPORTED, REFUTED, UNTESTED = "supported", "not supported", "not tested at this budget"
+SUPPORTED = "supported"
+REFUTED = "not supported"
+UNTESTED = "not tested at this budget"
 ASIDE = "not a benchmark of the claim"
 RULES = ("every", "majority")
 FIGURES = {**METRICS, **{name: heading for name, (heading, _) in DIAGNOSTICS.items()}}
 FIGURES["effective_rank_share"] = "effective rank / k"
 BOUNDS = ("at_least", "at_most", "above")
-CSV_COLUMNS = ("claim", "verdict", "benchmark", "check", "left", "right", "difference", "outcome", "reason", "runs")
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Claim:
     recipe: str
     seeds: int
     rule: str
-    checks: tuple[dict[str, Any], ...]
-    benchmarks: tuple[str, ...] = ()
+    checks: Sequence[dict[str, Any]]
+    benchmarks: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ class Outcome:
     difference: float | None = None
     runs: tuple[Run, ...] = ()
 
+    @property
+    def word(self) -> str:
+        return {True: "holds", False: "fails", None: "open"}[self.holds]
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -73,13 +78,13 @@ class Verdict:
 def compose_claims(runs: Sequence[Run], paper: Sequence[PaperValue], path: Path = CLAIMS_FILE) -> dict[str, str]:
     """Text of claims.md and tables/claims.csv by path; writes nothing. Raises DataError."""
     verdicts = judge(load_claims(path), runs, paper)
-    return {"claims.md": _markdown(verdicts), "tables/claims.csv": _csv(verdicts)}
+    return {"claims.md": _claims_page(verdicts), "tables/claims.csv": to_csv(_outcome_table(verdicts))}
 
 
 def judge(claims: Sequence[Claim], runs: Sequence[Run], paper: Sequence[PaperValue]) -> list[Verdict]:
     """A verdict for every claim."""
-    judge = _Judge(group_runs(runs), paper)
-    return [_combine(claim, [o for check in claim.checks for o in judge.check(claim, check)]) for claim in claims]
+    evidence = _Evidence(group_runs(runs), paper)
+    return [_combine(claim, [o for check in claim.checks for o in evidence.check(claim, check)]) for claim in claims]
 
 
 # --- the data file ----------------------------------------------------------------------------------------------------
@@ -110,8 +115,7 @@ def _claim(where: str, entry: Any) -> Claim:
         raise DataError(f"{where}: seeds must be a number from 1, checks a list")
     for check in entry["checks"]:
         _validate_check(where, check)
-    lists = {"checks": tuple(entry["checks"]), "benchmarks": tuple(entry.get("benchmarks", ()))}
-    return Claim(**{**entry, **lists, "claim": entry["claim"].strip(), "criterion": entry["criterion"].strip()})
+    return Claim(**entry)
 
 
 def _validate_check(where: str, check: Any) -> None:
@@ -140,11 +144,12 @@ def _labels(check: Mapping[str, Any]) -> list[str]:
 # --- judging ----------------------------------------------------------------------------------------------------------
 
 
-class _Judge:
-    """Checks on the groups of seeds that there are."""
+class _Evidence:
+    """The groups of seeds that there are and the paper's values, and what checks find in them."""
 
     def __init__(self, cells: Mapping[Cell, list[Group]], paper: Sequence[PaperValue]) -> None:
-        self.cells, self.paper = cells, paper
+        self.cells = cells
+        self.paper = paper
 
     def group(self, benchmark: str, label: str) -> Group | None:
         """The runs of a cell: those with the paper's recipe, or else the longest."""
@@ -155,13 +160,16 @@ class _Judge:
     def check(self, claim: Claim, check: Mapping[str, Any]) -> list[Outcome]:
         labels = _labels(check)
         ran = [cell[0] for cell in self.cells if all(self.group(cell[0], label) for label in labels)]
-        make = self._bound if "of" in check else self._comparisons
-        outcomes = [o for benchmark in dict.fromkeys((*claim.benchmarks, *ran)) for o in make(claim, check, benchmark)]
-        # Other benchmarks' figures are shown, but they decide nothing.
-        return [
-            o if not claim.benchmarks or o.benchmark in claim.benchmarks else replace(o, holds=None, reason=ASIDE)
-            for o in outcomes
-        ]
+        outcomes: list[Outcome] = []
+        for benchmark in dict.fromkeys((*claim.benchmarks, *ran)):
+            if "of" in check:
+                found = [self._bound(claim, check, benchmark, label) for label in check["of"]]
+            else:
+                found = [self._comparison(claim, check, benchmark, figure) for figure in check["figures"]]
+            if claim.benchmarks and benchmark not in claim.benchmarks:  # shown, but decides nothing
+                found = [replace(outcome, holds=None, reason=ASIDE) for outcome in found]
+            outcomes += found
+        return outcomes
 
     def _obstacle(self, claim: Claim, groups: Sequence[Group]) -> str:
         """Why runs may not decide a claim, or nothing."""
@@ -171,31 +179,25 @@ class _Judge:
         fewest = min(len(group.runs) for group in trained)
         return f"{fewest} of {claim.seeds} seeds" if fewest < claim.seeds else ""
 
-    def _bound(self, claim: Claim, check: Mapping[str, Any], benchmark: str) -> list[Outcome]:
-        outcomes = []
-        figure, kind = check["figure"], next(key for key in BOUNDS if key in check)
-        for label in check["of"]:
-            group = self.group(benchmark, label)
-            rival = self.group(benchmark, check["above"]) if kind == "above" else None
-            if group is None or (kind == "above" and rival is None):
-                outcomes.append(Outcome(benchmark, FIGURES[figure], name(label), "", None, "no runs"))
-                continue
-            bound = _summary([value_of(run, figure) for run in rival.runs]).mean if rival else float(check[kind])
-            values = [value_of(run, figure) for run in group.runs]
-            met = [value <= bound if kind == "at_most" else value >= bound for value in values]
-            if kind == "above":
-                met = [value > bound for value in values]
-            words = {"at_least": f"at least {bound:g}", "at_most": f"at most {bound:g}"}
-            right = words.get(kind) or f"above {name(check['above'])}, {bound:.2f}"
-            obstacle = self._obstacle(claim, [group])
-            left = f"{name(label)}: {', '.join(f'{value:.2f}' for value in values)}"
-            runs = (*group.runs, *(rival.runs if rival else ()))
-            holds = None if obstacle else all(met)
-            outcomes.append(Outcome(benchmark, FIGURES[figure], left, right, holds, obstacle, runs=runs))
-        return outcomes
-
-    def _comparisons(self, claim: Claim, check: Mapping[str, Any], benchmark: str) -> list[Outcome]:
-        return [self._comparison(claim, check, benchmark, figure) for figure in check["figures"]]
+    def _bound(self, claim: Claim, check: Mapping[str, Any], benchmark: str, label: str) -> Outcome:
+        """Whether every seed of a method keeps a bound: a number, or the mean of another method."""
+        figure = check["figure"]
+        group = self.group(benchmark, label)
+        rival = self.group(benchmark, check["above"]) if "above" in check else None
+        if group is None or ("above" in check and rival is None):
+            return Outcome(benchmark, FIGURES[figure], method_name(label), "", None, "no runs")
+        values = [value_of(run, figure) for run in group.runs]
+        if rival:
+            mean = Summary.of([value_of(run, figure) for run in rival.runs]).mean
+            holds, bound = min(values) > mean, f"above {method_name(check['above'])}, {mean:.2f}"
+        elif "at_least" in check:
+            holds, bound = min(values) >= check["at_least"], f"at least {check['at_least']:g}"
+        else:
+            holds, bound = max(values) <= check["at_most"], f"at most {check['at_most']:g}"
+        obstacle = self._obstacle(claim, [group])
+        left = f"{method_name(label)}: {', '.join(f'{value:.2f}' for value in values)}"
+        runs = (*group.runs, *(rival.runs if rival else ()))
+        return Outcome(benchmark, FIGURES[figure], left, bound, None if obstacle else holds, obstacle, runs=runs)
 
     def _comparison(self, claim: Claim, check: Mapping[str, Any], benchmark: str, figure: str) -> Outcome:
         share, margin = check.get("at"), float(check["margin"])
@@ -205,14 +207,13 @@ class _Judge:
         right = self._cited(benchmark, figure, left) if cited else self._best(benchmark, check["than"], figure, share)
         if left is None or right is None:
             wanted = check["better"] if left is None else [] if cited else check["than"]
-            missing = " or ".join(name(label) for label in wanted)
+            missing = " or ".join(method_name(label) for label in wanted)
             reason = f"no runs of {missing}" if missing else "no cited value at this number of epochs"
             return Outcome(benchmark, what, str(left or ""), "", None, reason)
         groups = [side.group for side in (left, right) if side.group]
         difference = left.summary.mean - right.summary.mean
         error = math.sqrt(sum((s.summary.std or 0.0) ** 2 / s.summary.n for s in (left, right)))
-        reason = self._obstacle(claim, groups)
-        holds = None
+        holds, reason = None, self._obstacle(claim, groups)
         if not reason:
             if difference - 2 * error >= -margin:
                 holds = True
@@ -231,8 +232,8 @@ class _Judge:
             group = self.group(benchmark, label)
             if group is None:
                 return None
-            value: Callable[[Run], float] = (lambda run: knn_at(run, share)) if share else lambda r: value_of(r, figure)
-            sides.append(_Side(name(label), group, _summary([value(run) for run in group.runs])))
+            values = [knn_at(run, share) if share else value_of(run, figure) for run in group.runs]
+            sides.append(_Side(method_name(label), group, Summary.of(values)))
         return max(sides, key=lambda side: side.summary.mean)
 
     def _cited(self, benchmark: str, figure: str, left: _Side | None) -> _Side | None:
@@ -259,10 +260,9 @@ class _Side:
         return f"{self.label}: {figures}"
 
 
-def name(label: str) -> str:
+def method_name(label: str) -> str:
     """A method label as tables print it."""
-    method, d, variant = parse_label(label)
-    return method_label(method, d) + (f", {variant}" if variant else "")
+    return method_label(*parse_label(label))
 
 
 def value_of(run: Run, figure: str) -> float:
@@ -277,17 +277,10 @@ def value_of(run: Run, figure: str) -> float:
 
 def knn_at(run: Run, share: float) -> float:
     """The 5-nn accuracy at the evaluated epoch nearest to a share of the training. Raises DataError."""
-    history = load_history(run)
-    points = [
-        (epoch, knn) for epoch, knn in zip(history["epoch"], history["knn5_top1"], strict=True) if math.isfinite(knn)
-    ]
-    if not points:
+    knn = load_history(run).set_index("epoch")["knn5_top1"].dropna().sort_index()
+    if knn.empty:
         raise DataError(f"{run.path / 'history.csv'}: has no 5-nn accuracy, which a claim needs; train the run again")
-    return min(points, key=lambda point: (abs(point[0] - share * run.epochs), point[0]))[1]
-
-
-def _summary(values: Sequence[float]) -> Summary:
-    return Summary(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+    return float(knn.iloc[abs(knn.index - share * run.epochs).argmin()])
 
 
 def _combine(claim: Claim, outcomes: Sequence[Outcome]) -> Verdict:
@@ -316,7 +309,7 @@ reduced where only the paper's recipe counts.
 """
 
 
-def _markdown(verdicts: Sequence[Verdict]) -> str:
+def _claims_page(verdicts: Sequence[Verdict]) -> str:
     head = ["", "claim", "verdict", "why"]
     body = [[str(i), v.claim.claim, f"**{v.verdict}**", v.reason] for i, v in enumerate(verdicts, start=1)]
     parts = ["# The paper's claims, judged by our runs\n", INTRODUCTION, markdown_table(head, body, left=4)]
@@ -333,35 +326,41 @@ def _section(number: int, verdict: Verdict) -> str:
         f"Criterion: {claim.criterion} Needs at least {seeds}; runs that count: {scope}; rule: {claim.rule}.\n",
     ]
     if verdict.outcomes:
-        parts.append(markdown_table(["benchmark", "check", "figures", "difference", "outcome"], _rows(verdict), left=5))
+        head = ["benchmark", "check", "figures", "difference", "outcome"]
+        parts.append(markdown_table(head, [_cells(outcome) for outcome in verdict.outcomes], left=5))
     runs = sorted({run.name for outcome in verdict.outcomes for run in outcome.runs})
     if runs:
         parts.append("Runs: " + ", ".join(f"`{run}`" for run in runs) + "\n")
     return "\n".join(parts)
 
 
-def _rows(verdict: Verdict) -> list[list[str]]:
-    words = {True: "holds", False: "fails", None: "open"}
+def _cells(outcome: Outcome) -> list[str]:
     return [
-        [
-            benchmark_title(outcome.benchmark),
-            outcome.check,
-            "; ".join(text for text in (outcome.left, outcome.right) if text) or "—",
-            "—" if outcome.difference is None else f"{outcome.difference:+.2f}",
-            words[outcome.holds] + (f" ({outcome.reason})" if outcome.reason else ""),
-        ]
-        for outcome in verdict.outcomes
+        benchmark_title(outcome.benchmark),
+        outcome.check,
+        "; ".join(text for text in (outcome.left, outcome.right) if text) or NONE,
+        NONE if outcome.difference is None else f"{outcome.difference:+.2f}",
+        outcome.word + (f" ({outcome.reason})" if outcome.reason else ""),
     ]
 
 
-def _csv(verdicts: Sequence[Verdict]) -> str:
-    lines = []
-    for number, verdict in enumerate(verdicts, start=1):
-        for o in verdict.outcomes or (Outcome("", "", "", "", None, "no runs"),):
-            difference = "" if o.difference is None else f"{o.difference:.2f}"
-            outcome = {True: "holds", False: "fails", None: "open"}[o.holds]
-            runs = " ".join(run.name for run in o.runs)
-            lines.append(
-                [number, verdict.verdict, o.benchmark, o.check, o.left, o.right, difference, outcome, o.reason, runs]
-            )
-    return to_csv(CSV_COLUMNS, lines)
+def _outcome_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """A row per outcome; a claim without any has one row, too."""
+    nothing = Outcome("", "", "", "", None, "no runs")
+    records = [
+        {
+            "claim": number,
+            "verdict": verdict.verdict,
+            "benchmark": outcome.benchmark,
+            "check": outcome.check,
+            "left": outcome.left,
+            "right": outcome.right,
+            "difference": "" if outcome.difference is None else f"{outcome.difference:.2f}",
+            "outcome": outcome.word,
+            "reason": outcome.reason,
+            "runs": " ".join(run.name for run in outcome.runs),
+        }
+        for number, verdict in enumerate(verdicts, start=1)
+        for outcome in verdict.outcomes or [nothing]
+    ]
+    return pd.DataFrame(records, dtype=object)

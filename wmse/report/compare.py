@@ -5,16 +5,16 @@ Experiments are defined in wmse/experiments.yaml, the paper's numbers in `paper.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from wmse.config import experiments, paper_variants, parse_label, recipes
 from wmse.datasets import SOURCES
-from wmse.report.paper import METRICS, PaperValue
+from wmse.report.paper import PaperValue
 from wmse.report.results import BASELINES, Group, Run, group_runs
 
-# In the paper's order, which is the order of sections.
+# Titles of benchmarks in the paper's order, which is the order of sections.
 BENCHMARKS = {
     "cifar10": "CIFAR-10",
     "cifar100": "CIFAR-100",
@@ -24,15 +24,16 @@ BENCHMARKS = {
     "imagenet": "ImageNet",
     "fashion_mnist": "Fashion-MNIST sample",
 }
-CITED_METHODS = {  # numbers the paper took from others; not run here
+# The paper took the numbers of these methods from others; they are not run here.
+CITED_METHODS = {
     "moco": "MoCo",
     "align_uniform": "L_align + L_uniform",
     "moco_v2": "MoCo v2",
     "swav": "SwAV",
     "simsiam": "SimSiam",
 }
-CITED_ONLY = tuple(CITED_METHODS)
-MAIN_TABLES = {1: "table1", 2: "table2", 3: "table3"}  # the paper's tables whose rows are plain methods
+# The rows of these tables of the paper are plain methods.
+MAIN_TABLES = {1: "table1", 2: "table2", 3: "table3"}
 Key = tuple[str, int | None, str]  # method, d, variant
 
 
@@ -49,7 +50,7 @@ class Row:
     @property
     def label(self) -> str:
         """Name of the method as the paper writes it, then its variant and the settings that tell its rows apart."""
-        name = method_label(self.method, self.d) + (f", {self.variant}" if self.variant else "")
+        name = method_label(self.method, self.d, self.variant)
         return f"{name} ({self.group.setting})" if self.group and self.group.setting else name
 
     @property
@@ -125,6 +126,11 @@ class Section:
     def runs(self) -> list[Run]:
         return [run for row in self.rows if row.group for run in row.group.runs]
 
+    @property
+    def encoders(self) -> list[str]:
+        """The encoders of the paper's values."""
+        return list(dict.fromkeys(row.encoder for row in self.rows if row.encoder))
+
 
 def benchmark_title(benchmark: str) -> str:
     """As the paper writes it; for other benchmarks as their description does."""
@@ -138,33 +144,33 @@ def method_title(method: str) -> str:
     return CITED_METHODS.get(method) or known.get(method, {}).get("title", method)
 
 
-def method_label(method: str, d: int | None) -> str:
+def method_label(method: str, d: int | None, variant: str = "") -> str:
+    """A method as tables print it: its name in the paper with the number of views, then its variant."""
     name = method_title(method)
     if method == "wmse":
-        return f"{name} {d}"
-    return name if method in BASELINES or d in (None, 2) else f"{name}, d={d}"
+        name += f" {d}"
+    elif method not in BASELINES and d not in (None, 2):
+        name += f", d={d}"
+    return f"{name}, {variant}" if variant else name
 
 
 def compare(runs: Iterable[Run], paper: Sequence[PaperValue]) -> list[Section]:
     """All sections: the main tables with results, our own experiments, then the main tables without results."""
-    cells = group_runs(runs)
     in_tables = [value for value in paper if value.table in MAIN_TABLES]
-    known = list(dict.fromkeys(value.benchmark for value in in_tables))
-    other = sorted({benchmark for benchmark, *_ in cells} - set(known), key=_benchmark_order)
-    main, ablations = [], []
-    for benchmark in [*known, *other]:
-        values = [value for value in in_tables if value.benchmark == benchmark]
-        groups = [group for cell, found in cells.items() if cell[0] == benchmark for group in found]
-        main += _main_sections(benchmark, values, groups)
-        ablations += [
-            Section(name, benchmark, f"{experiment['title']}, {benchmark_title(benchmark)}", False, rows)
-            for name, experiment in experiments().items()
-            if name not in MAIN_TABLES.values() and (rows := _listed_rows(experiment, groups))
-        ]
-    names = list(experiments())
-    ablations.sort(key=lambda section: names.index(section.experiment))
-    with_runs, without = ([section for section in main if bool(section.runs) is wanted] for wanted in (True, False))
-    return [*with_runs, *ablations, *without]
+    groups: dict[str, list[Group]] = {value.benchmark: [] for value in in_tables}
+    for cell, members in sorted(group_runs(runs).items(), key=lambda item: _position(item[0][0], list(BENCHMARKS))):
+        groups.setdefault(cell[0], []).extend(members)
+    main: list[Section] = []
+    for benchmark, found in groups.items():
+        main += _main_sections(benchmark, [value for value in in_tables if value.benchmark == benchmark], found)
+    ablations = []
+    for name, experiment in experiments().items():
+        for benchmark, found in groups.items():
+            if name not in MAIN_TABLES.values() and (rows := _ablation_rows(name, found)):
+                title = f"{experiment['title']}, {benchmark_title(benchmark)}"
+                ablations.append(Section(name, benchmark, title, False, rows))
+    with_runs = [section for section in main if section.runs]
+    return [*with_runs, *ablations, *(section for section in main if not section.runs)]
 
 
 def main_table(benchmark: str) -> str:
@@ -215,17 +221,13 @@ def _keys(experiment: str) -> list[Key]:
     return [(method, None if method in BASELINES else d, variant) for method, d, variant in parsed]
 
 
-def _listed_rows(experiment: Mapping[str, Any], groups: list[Group]) -> tuple[Row, ...]:
+def _ablation_rows(experiment: str, groups: list[Group]) -> tuple[Row, ...]:
     """The rows of an ablation, run or not; none unless a variant of its own was run."""
-    variants = experiment.get("variants", {})
+    variants = experiments()[experiment].get("variants", {})
     if not any(group.first.variant in variants for group in groups):
         return ()
-    name = next(name for name, block in experiments().items() if block is experiment)
-    return tuple(
-        Row(*key, group, {})
-        for key in _keys(name)
-        for group in [group for group in groups if group.first.cell[1:] == key] or [None]
-    )
+    keys = _keys(experiment)
+    return _rows([], [group for group in groups if group.first.cell[1:] in keys], keys)
 
 
 def _rows(
@@ -248,29 +250,23 @@ def _rows(
 
 
 def _ordered(printed: list[Key], more: list[Key]) -> list[Key]:
-    """The paper's rows in the paper's order, other methods after them, baselines last."""
+    """The paper's rows in the paper's order, other methods after them, baselines last.
+
+    Without rows of the paper the others keep their own order, which is that of the experiment.
+    """
     names = [*recipes()["methods"], *BASELINES]
-    if not printed:  # no order of the paper to keep: that of the experiment
-        keys = list(dict.fromkeys(more))
-    else:
-        extra = sorted(
-            set(more) - set(printed),
-            key=lambda key: (names.index(key[0]) if key[0] in names else len(names), key[0], key[2], key[1] or 0),
-        )
-        keys = [*dict.fromkeys(printed), *extra]
+    extra = [key for key in dict.fromkeys(more) if key not in printed]
+    if printed:
+        extra.sort(key=lambda key: (_position(key[0], names), key[2], key[1] or 0))
+    keys = [*dict.fromkeys(printed), *extra]
     return sorted(keys, key=lambda key: BASELINES.index(key[0]) + 1 if key[0] in BASELINES else 0)
 
 
-def _benchmark_order(benchmark: str) -> tuple[int, str]:
-    names = list(BENCHMARKS)
-    return names.index(benchmark) if benchmark in names else len(names), benchmark
+def _position(name: str, names: Sequence[str]) -> tuple[int, str]:
+    """Sorts names as they stand in `names`, and others after them by the alphabet."""
+    return names.index(name) if name in names else len(names), name
 
 
 def _is_less(run: Any, paper: Any) -> bool:
     numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in (run, paper))
     return numbers and run < paper
-
-
-def metric_columns(section: Section) -> list[tuple[str, str]]:
-    """(metric, heading) of the columns that a section prints."""
-    return [(metric, METRICS[metric]) for metric in section.metrics]

@@ -4,59 +4,56 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
 
 from wmse.errors import DataError
 from wmse.report.plots import render
 
 NODE = re.compile(r'^\s*(\w+)\[label = "(\w{1,60})\b', re.MULTILINE)
 EDGE = re.compile(r"^\s*(\w+) -> (\w+)", re.MULTILINE)
-MOST_RULES = 50  # that a figure has room for
+MOST_RULES = 50  # A figure has room for no more.
+Needs = dict[str, set[str]]  # Each rule with the rules whose output it takes.
 
 
-def parse_dot(text: str) -> tuple[list[str], list[tuple[str, str]]]:
-    """Rules and (from, to) edges of `snakemake --rulegraph`. Raises DataError if that is not what it is."""
+def parse_dot(text: str) -> Needs:
+    """The graph in the output of `snakemake --rulegraph`. Raises DataError if it is something else."""
     names = dict(NODE.findall(text))
-    rules = list(dict.fromkeys(names.values()))
-    if not 0 < len(rules) <= MOST_RULES:
-        found = f"{len(rules)} rules, more than a figure has room for" if rules else "no rule"
+    needs: Needs = {rule: set() for rule in names.values()}
+    if not 0 < len(needs) <= MOST_RULES:
+        found = f"{len(needs)} rules, more than a figure has room for" if needs else "no rule"
         raise DataError(f"{found} in the input; give it the output of `snakemake --rulegraph`")
-    edges = list(dict.fromkeys((names.get(a), names.get(b)) for a, b in EDGE.findall(text)))
-    if any(None in edge for edge in edges) or any(after in _reached(edges, after) for _, after in edges):
-        raise DataError("an arrow of the input is part of a circle or leads to no rule: it is no workflow's graph")
-    return rules, edges
+    try:
+        for before, after in EDGE.findall(text):
+            needs[names[after]].add(names[before])
+        all_needs(needs)
+    except (KeyError, CycleError):
+        problem = "an arrow of the input is part of a circle or leads to no rule: it is no workflow's graph"
+        raise DataError(problem) from None
+    return needs
 
 
-def _reached(edges: list[tuple[str, str]], start: str) -> set[str]:
-    """Every rule that some path leads to from `start`."""
-    reached: set[str] = set()
-    ahead = [start]
-    while ahead:
-        rule = ahead.pop()
-        following = {after for before, after in edges if before == rule} - reached
-        reached |= following
-        ahead += following
-    return reached
+def all_needs(needs: Needs) -> Needs:
+    """Each rule with all that it needs, directly or by way of others; a rule stands after those. Raises CycleError."""
+    found: Needs = {}
+    for rule in TopologicalSorter(needs).static_order():
+        found[rule] = needs[rule].union(*(found[before] for before in needs[rule]))
+    return found
 
 
-def layers(rules: list[str], edges: list[tuple[str, str]]) -> dict[str, int]:
+def layers(needs: Needs) -> dict[str, int]:
     """Each rule's place from left to right: after the rules that it needs, or, if it needs none, before its users."""
-    place = dict.fromkeys(rules, 0)
-    for _ in rules:  # as many rounds as the longest chain can need
-        for before, after in edges:
-            place[after] = max(place[after], place[before] + 1)
-    for rule in set(rules) - {after for _, after in edges}:
-        place[rule] = min((place[after] - 1 for before, after in edges if before == rule), default=0)
+    place: dict[str, int] = {}
+    for rule, earlier in all_needs(needs).items():
+        place[rule] = max((place[before] + 1 for before in earlier), default=0)
+    for source in (rule for rule in needs if not needs[rule]):
+        place[source] = min((place[user] - 1 for user in needs if source in needs[user]), default=0)
     return place
 
 
-def direct(edges: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The edges that no longer path says already (the transitive reduction of an acyclic graph)."""
-    reached = {rule: _reached(edges, rule) for edge in edges for rule in edge}
-    return [
-        (before, after)
-        for before, after in edges
-        if not any(a == before and b != after and after in reached[b] for a, b in edges)
-    ]
+def direct(needs: Needs) -> Needs:
+    """The graph without the edges that a longer path says already (its transitive reduction)."""
+    found = all_needs(needs)
+    return {rule: before.difference(*(found[other] for other in before)) for rule, before in needs.items()}
 
 
 def draw_dag(text: str, jobs: Mapping[str, int]) -> dict[str, bytes]:
@@ -66,9 +63,9 @@ def draw_dag(text: str, jobs: Mapping[str, int]) -> dict[str, bytes]:
     for rule, number in jobs.items():
         if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 10**9:
             raise DataError(f"--jobs: the number of jobs of {rule[:60]!r} must be a whole number from 0")
-    rules, edges = parse_dot(text)
-    place = layers(rules, edges)
-    columns = [[rule for rule in rules if place[rule] == layer] for layer in range(max(place.values()) + 1)]
+    needs = parse_dot(text)
+    place = layers(needs)
+    columns = [[rule for rule in needs if place[rule] == layer] for layer in range(max(place.values()) + 1)]
     height = max(map(len, columns))
     figure = Figure(figsize=(2.1 * len(columns), 0.9 * height + 0.3))
     axis = figure.add_axes((0, 0, 1, 1))
@@ -88,7 +85,7 @@ def draw_dag(text: str, jobs: Mapping[str, int]) -> dict[str, bytes]:
     figure.draw_without_rendering()  # gives the boxes their sizes
     to_data = axis.transData.inverted()
     extent = {rule: box.get_bbox_patch().get_window_extent().transformed(to_data) for rule, box in boxes.items()}
-    for before, after in direct(edges):
+    for before, after in sorted((before, rule) for rule, needed in direct(needs).items() for before in needed):
         look = {"arrowstyle": "-|>", "color": "#888888", "shrinkA": 0, "shrinkB": 0}
         start, end = (extent[before].x1, position[before][1]), (extent[after].x0, position[after][1])
         axis.annotate("", end, xytext=start, arrowprops=look, zorder=1)

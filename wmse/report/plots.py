@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import io
 import math
-import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from wmse.report.compare import CITED_ONLY, Row, Section, benchmark_title, compare, method_label
+import pandas as pd
+
+from wmse.report.compare import CITED_METHODS, Row, Section, benchmark_title, compare, method_label
 from wmse.report.paper import METRICS, PaperValue
 from wmse.report.results import Group, Run, load_history
 
@@ -34,8 +35,8 @@ COLOURS = {
     "Raw pixels": "#A8A8A8",
 }
 CITED_COLOUR = "#444444"
-OTHER_COLOUR = "#E69F00"  # any other method or number of views; its name is beside it
-LINE_STYLES = ("-", "--", ":", "-.")  # specs of one method
+OTHER_COLOUR = "#E69F00"  # Every other method or number of views has it; the name is beside it.
+LINE_STYLES = ("-", "--", ":", "-.")  # They tell the specs of one method apart.
 HATCHES = {"confirmed": "", "single": "////", "recalled": "...."}
 PAIR_HEIGHT = 0.62
 SHOWN_METRICS = ("linear_top1", "knn5_top1")
@@ -57,14 +58,13 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Curve:
-    """History of one group: the mean over its seeds, and the spread where there is more than one."""
+    """History of one group: by epoch the mean over its seeds and their standard deviation (0 for one seed)."""
 
     label: str
     colour: str
     style: str
-    epochs: dict[str, list[float]]
-    mean: dict[str, list[float]]
-    std: dict[str, list[float]]
+    mean: pd.DataFrame
+    std: pd.DataFrame
 
 
 def compose_plots(runs: Sequence[Run], paper: Sequence[PaperValue]) -> dict[str, bytes]:
@@ -73,7 +73,7 @@ def compose_plots(runs: Sequence[Run], paper: Sequence[PaperValue]) -> dict[str,
 
     sections = compare(runs, paper)
     main = [section for section in sections if section.main]
-    curves = _curves(main)
+    curves = curves_of(main)
     figures: dict[str, Callable[[], Figure]] = {
         "training": lambda: _training(main, curves),
         "dynamics": lambda: _dynamics(main, curves),
@@ -121,35 +121,23 @@ def _legend(figure: Figure, entries: dict[str, Any]) -> None:
 # --- curves over epochs
 
 
-def _curves(sections: Sequence[Section]) -> dict[str, list[Curve]]:
-    """Curves of all trained runs by benchmark."""
-    curves: dict[str, list[Curve]] = {}
-    seen: Counter[tuple[str, str, int | None]] = Counter()
-    labels: dict[str, set[str]] = {}  # a row may stand in several sections
+def curves_of(sections: Sequence[Section]) -> dict[str, list[Curve]]:
+    """Curves of all trained runs by benchmark; a row that stands in several sections has one."""
+    curves: dict[str, dict[str, Curve]] = {}
+    specs: Counter[tuple[str, str, int | None]] = Counter()
     for section in sections:
+        found = curves.setdefault(section.benchmark, {})
         for row in section.rows:
-            if row.group and row.group.first.trained and row.label not in labels.setdefault(section.benchmark, set()):
-                labels[section.benchmark].add(row.label)
-                number = seen[section.benchmark, row.method, row.d]
-                seen[section.benchmark, row.method, row.d] += 1
-                curve = _curve(row, row.group, LINE_STYLES[number % len(LINE_STYLES)])
-                curves.setdefault(section.benchmark, []).append(curve)
-    return curves
+            if row.group and row.group.first.trained and row.label not in found:
+                cell = (section.benchmark, row.method, row.d)
+                found[row.label] = _curve(row, row.group, LINE_STYLES[specs[cell] % len(LINE_STYLES)])
+                specs[cell] += 1
+    return {benchmark: list(found.values()) for benchmark, found in curves.items() if found}
 
 
 def _curve(row: Row, group: Group, style: str) -> Curve:
-    histories = [load_history(run) for run in group.runs]
-    curve = Curve(row.label, colour(row.method, row.d), style, {}, {}, {})
-    for column in histories[0]:
-        values: dict[float, list[float]] = {}
-        for history in histories:
-            for epoch, value in zip(history["epoch"], history[column], strict=True):
-                if math.isfinite(value):  # empty where this epoch was not evaluated
-                    values.setdefault(epoch, []).append(value)
-        curve.epochs[column] = sorted(values)
-        curve.mean[column] = [statistics.fmean(values[epoch]) for epoch in sorted(values)]
-        curve.std[column] = [statistics.stdev(values[e]) if len(values[e]) > 1 else 0.0 for e in sorted(values)]
-    return curve
+    by_epoch = pd.concat(load_history(run) for run in group.runs).groupby("epoch")
+    return Curve(row.label, colour(row.method, row.d), style, by_epoch.mean(), by_epoch.std().fillna(0))
 
 
 def _training(sections: Sequence[Section], curves: dict[str, list[Curve]]) -> Figure:
@@ -195,7 +183,7 @@ def _dynamics(sections: Sequence[Section], curves: dict[str, list[Curve]]) -> Fi
 def _collapse(all_sections: Sequence[Section]) -> Figure:
     """With whitening and without: the methods, and the ablation that takes the whitening away."""
     sections = [section for section in all_sections if section.main or section.experiment == "collapse"]
-    curves = _curves(sections)
+    curves = curves_of(sections)
     if not curves:
         return _message("No trained runs in these results")
     rows = (("embedding_std", "embedding std"), ("effective_rank", "effective rank"))
@@ -221,7 +209,7 @@ def _curve_panels(
     entries: dict[str, Any] = {}
     for column, (benchmark, found) in enumerate(curves.items()):
         axes[0][column].set_title(_curve_title(sections, benchmark))
-        unit, seconds = _time_unit(max(curve.mean["seconds"][-1] for curve in found))
+        unit, seconds = _time_unit(max(curve.mean["seconds"].iloc[-1] for curve in found))
         axes[-1 if clock_row is None else clock_row - 1][column].set_xlabel("epoch")
         for row, (quantity, name) in enumerate(rows):
             if column == 0:
@@ -245,18 +233,15 @@ def _draw_curve(axis: Axes, curve: Curve, quantity: str, unit_seconds: float | N
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
-    epochs, mean, std = curve.epochs[quantity], curve.mean[quantity], curve.std[quantity]
-    marker = "o" if len(epochs) <= 30 else None
-    width = 1.8 if len(epochs) <= 200 else 1.2
+    mean = curve.mean[quantity].dropna()  # empty where an epoch was not evaluated
+    std = curve.std[quantity][mean.index]
+    x = curve.mean["seconds"][mean.index] / unit_seconds if unit_seconds else mean.index
+    marker = "o" if len(mean) <= 30 else None
+    width = 1.8 if len(mean) <= 200 else 1.2
     look = {"color": curve.colour, "linestyle": curve.style}
-    if unit_seconds:
-        clock = dict(zip(curve.epochs["seconds"], curve.mean["seconds"], strict=True))
-        epochs = [clock[epoch] / unit_seconds for epoch in epochs]
-    axis.plot(epochs, mean, marker=marker, markersize=3.5, linewidth=width, **look)
-    if any(std):
-        low = [m - s for m, s in zip(mean, std, strict=True)]
-        high = [m + s for m, s in zip(mean, std, strict=True)]
-        axis.fill_between(epochs, low, high, color=curve.colour, alpha=0.2, linewidth=0)
+    axis.plot(x, mean, marker=marker, markersize=3.5, linewidth=width, **look)
+    if std.any():
+        axis.fill_between(x, mean - std, mean + std, color=curve.colour, alpha=0.2, linewidth=0)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     return Line2D([], [], **look)
 
@@ -345,7 +330,9 @@ def _accuracy(sections: Sequence[Section]) -> Figure:
             _bars(axis, section.rows, metric, thick=_row_height(section) < PAIR_HEIGHT)
             axis.set_xlabel(f"{METRICS[metric]} accuracy (%)")
         line[0].set_yticks(range(len(section.rows)), [_tick(row) for row in section.rows])
-    _legend(figure, _accuracy_entries(shown))
+    entries = _accuracy_entries(shown)
+    if list(entries) != ["ours"]:  # bars of one kind explain themselves
+        _legend(figure, entries)
     return figure
 
 
@@ -407,5 +394,5 @@ def _accuracy_entries(sections: Sequence[Section]) -> dict[str, Any]:
 
 def colour(method: str, d: int | None) -> str:
     """The colour of a method, the same in every figure."""
-    other = CITED_COLOUR if method in CITED_ONLY else OTHER_COLOUR
+    other = CITED_COLOUR if method in CITED_METHODS else OTHER_COLOUR
     return COLOURS.get(method_label(method, d), other)

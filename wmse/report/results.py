@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import functools
 import json
 import math
 import re
-import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from wmse.config import IDENTITY, RunSpec, recipes
 from wmse.datasets import load
@@ -26,21 +26,22 @@ FORMAT = 1
 MOST = 1e18  # of any number in a result: views, bytes, seconds and everything else stay far below
 RESULT, HISTORY = "result.json", "history.csv"
 BASELINES = tuple(recipes()["baselines"])  # never trained: no pretraining record, no history
-HISTORY_COLUMNS = ("epoch", "seconds", "loss", "knn5_top1", "embedding_std", "effective_rank")
+ALWAYS_MEASURED = ("epoch", "seconds", "loss")
+HISTORY_COLUMNS = (*ALWAYS_MEASURED, "knn5_top1", "embedding_std", "effective_rank")
 # A result that is older than a parameter was computed with what is now the parameter's default.
 DEFAULTS: dict[str, Any] = {
     field.name: list(field.default) if isinstance(field.default, tuple) else field.default
     for field in dataclasses.fields(RunSpec)
     if field.default is not dataclasses.MISSING and field.name not in IDENTITY
 }
-# What a trained run's record says beside its accuracies, with its heading and its decimals in tables.
+# Headings and decimals of what a trained run measures beside its accuracies.
 DIAGNOSTICS = {
     "embedding_std": ("spread", 2),
     "effective_rank": ("effective rank", 1),
     "ms_per_step": ("ms / step", 0),
     "views": ("views", 0),
 }
-# What older results, baselines or other machines lack.
+# These keys may be missing: in older results, of baselines or on other machines.
 OPTIONAL = {
     **{f"pretrain.{name}": float for name in ("steps", "views", "embedding_std", "effective_rank")},
     "evaluation.wall_seconds": float,
@@ -49,7 +50,7 @@ OPTIONAL = {
     "provenance.hardware.gpu": str,
 }
 REQUIRED_METRICS = ("linear_top1", "knn5_top1")
-# Keys a reader looks at first when specs of one cell differ.
+# A reader looks at these keys first when specs of one cell differ.
 FIRST_KEYS = ("epochs", "width", "batch_size", "d")
 
 Cell = tuple[str, str, int | None, str]  # benchmark, method, d, variant
@@ -118,10 +119,18 @@ class Summary:
     std: float | None
     n: int
 
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Summary:
+        series = pd.Series(values, dtype=float)
+        return cls(float(series.mean()), float(series.std()) if len(series) > 1 else None, len(series))
+
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but the seed; `setting` tells it from the other groups of its cell, if any."""
+    """Runs that differ in nothing but the seed.
+
+    If its cell has other groups, `setting` is short and tells it from them, `settings` holds all that differs.
+    """
 
     runs: tuple[Run, ...]
     setting: str = ""
@@ -132,12 +141,9 @@ class Group:
         return self.runs[0]
 
     def summary(self, metric: str) -> Summary | None:
-        """Mean and spread of `metric` over the seeds that have it."""
+        """Mean and spread of `metric` over the seeds that have it; None if none has."""
         values = [run.measured[metric] for run in self.runs if metric in run.measured]
-        if not values:
-            return None
-        std = statistics.stdev(values) if len(values) > 1 else None
-        return Summary(statistics.fmean(values), std, len(values))
+        return Summary.of(values) if values else None
 
 
 def _refuse(error: DataError) -> None:
@@ -225,36 +231,36 @@ def load_run(directory: Path) -> Run:
     return run
 
 
-def load_history(run: Run) -> dict[str, list[float]]:
-    """Columns of the run's history.csv, one entry per epoch; NaN where a column is empty. Raises DataError."""
+def load_history(run: Run) -> pd.DataFrame:
+    """The run's history.csv, a row per epoch; NaN where nothing was measured. Raises DataError."""
     file = run.path / HISTORY
+    nothing = {"na_values": ["", "nan", "inf", "-inf"], "keep_default_na": False}
     try:
-        with open(file, encoding="utf-8", newline="") as handle:
-            rows = list(csv.DictReader(handle))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        table = pd.read_csv(file, dtype=str, index_col=False, usecols=lambda name: name in HISTORY_COLUMNS, **nothing)
+    except (OSError, ValueError) as error:  # of pandas as well: a damaged file is a ValueError
         raise DataError(f"{file}: cannot be read ({error}); train the run again") from None
-    if not rows:
+    if table.empty:
         raise DataError(f"{file}: holds no epoch; train the run again")
-    return {
-        name: [_history_value(file, line, row, name) for line, row in enumerate(rows, 2)] for name in HISTORY_COLUMNS
-    }
+    history = pd.DataFrame()
+    for column in HISTORY_COLUMNS:
+        if column not in table:
+            raise DataError(f"{file}: column '{column}' is missing; train the run again")
+        numbers = pd.to_numeric(table[column], errors="coerce").astype(float)
+        history[column] = numbers.where(numbers.abs() < math.inf)
+        wrong = history[column].isna() & (table[column].notna() | (column in ALWAYS_MEASURED))
+        if wrong.any():
+            text = str(table[column][wrong.idxmax()])[:40]
+            raise DataError(f"{file}, line {wrong.idxmax() + 2}: column '{column}' is not a finite number: {text}")
+    return history
 
 
 def group_runs(runs: Iterable[Run]) -> dict[Cell, list[Group]]:
     """Groups of seeds by cell. Runs whose specs differ beyond the seed never share a group, hence never a mean."""
     cells: dict[Cell, dict[str, list[Run]]] = {}
     for run in runs:
-        key = json.dumps(_without_seed(run.spec), sort_keys=True)
+        key = json.dumps({**run.spec, "seed": None}, sort_keys=True)
         cells.setdefault(run.cell, {}).setdefault(key, []).append(run)
     return {cell: _label_settings([_group(members) for members in groups.values()]) for cell, groups in cells.items()}
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one mapping with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
 
 
 class _Checked:
@@ -388,23 +394,6 @@ def _check_history(run: Run, content: _Checked) -> None:
         raise DataError(f"{file}: is not the history that {RESULT} was made with; remove it and train the run again")
 
 
-def _history_value(file: Path, line: int, row: dict[str, str | None], column: str) -> float:
-    text = row.get(column)
-    if text is None:
-        raise DataError(f"{file}, line {line}: column '{column}' is missing; train the run again")
-    try:
-        value = float(text) if text.strip() else math.nan
-    except ValueError:
-        raise DataError(f"{file}, line {line}: column '{column}' is not a number: {text[:40]}") from None
-    if column in ("epoch", "loss") and not math.isfinite(value):
-        raise DataError(f"{file}, line {line}: column '{column}' is not a finite number")
-    return value
-
-
-def _without_seed(spec: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in spec.items() if key != "seed"}
-
-
 def _group(runs: list[Run]) -> Group:
     members = sorted(runs, key=lambda run: run.seed)
     for run in members[1:]:
@@ -421,34 +410,30 @@ def _label_settings(groups: list[Group]) -> list[Group]:
     groups = sorted(groups, key=lambda g: (g.first.differences != {}, -g.first.epochs, g.first.name))
     if len(groups) == 1:
         return groups
-    specs = [{key: _show(value) for key, value in flatten(_without_seed(g.first.spec)).items()} for g in groups]
-    keys = sorted({key for spec in specs for key in spec}, key=lambda key: (_rank(key), key))
-    differing = [key for key in keys if len({spec.get(key, "unset") for spec in specs}) > 1]
-    shown = _separating(differing, specs)
-    return [Group(g.runs, _pairs(spec, shown), _pairs(spec, differing)) for g, spec in zip(groups, specs, strict=True)]
+    shown = [{key: show_value(value) for key, value in g.first.spec.items() if key != "seed"} for g in groups]
+    specs = pd.DataFrame(shown, dtype=object).fillna("unset")
+    keys = [*(key for key in FIRST_KEYS if key in specs), *sorted(set(specs) - set(FIRST_KEYS))]
+    differing = [key for key in keys if specs[key].nunique() > 1]
+    short = _separating(specs, differing)
+    return [Group(g.runs, _pairs(specs.loc[i, short]), _pairs(specs.loc[i, differing])) for i, g in enumerate(groups)]
 
 
-def _separating(differing: Sequence[str], specs: Sequence[dict[str, str]]) -> list[str]:
+def _separating(specs: pd.DataFrame, differing: Sequence[str]) -> list[str]:
     """The first few of the differing keys that together tell all specs apart."""
     chosen: list[str] = []
-    classes = 1
+    told_apart = 1
     for key in differing:
-        found = len({tuple(spec.get(k, "unset") for k in [*chosen, key]) for spec in specs})
-        if found > classes:
+        distinct = len(specs.drop_duplicates([*chosen, key]))
+        if distinct > told_apart:
             chosen.append(key)
-            classes = found
-        if classes == len(specs):
-            break
+            told_apart = distinct
     return chosen
 
 
-def _pairs(spec: dict[str, str], keys: Iterable[str]) -> str:
-    return ", ".join(f"{key}={spec.get(key, 'unset')}" for key in keys)
+def _pairs(spec: pd.Series) -> str:
+    return ", ".join(f"{key}={value}" for key, value in spec.items())
 
 
-def _rank(key: str) -> int:
-    return FIRST_KEYS.index(key) if key in FIRST_KEYS else len(FIRST_KEYS)
-
-
-def _show(value: Any) -> str:
+def show_value(value: Any) -> str:
+    """A value of a spec as pages print it: text as it is, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
+
 from wmse.config import experiments
-from wmse.report.compare import CITED_ONLY, Row, Section, compare, metric_columns
+from wmse.report.compare import CITED_METHODS, Row, Section, compare
 from wmse.report.paper import METRICS, PaperValue
-from wmse.report.results import DIAGNOSTICS, Run, Summary
+from wmse.report.results import DIAGNOSTICS, Run, Summary, show_value
 
 NONE = "—"
 SHORT_LEGEND = """\
@@ -31,29 +31,49 @@ LEGEND = """\
   number to compare. "**reduced**" and "**changed**" runs are *not* the paper's recipe: the numbered note under the
   table lists every difference.
 """
-TABLE_COLUMNS = (
-    *("table", "section", "method", "d", "variant", "setting", "metric"),
-    *("paper", "paper_status", "paper_source", "ours_mean", "ours_std", "n", "difference"),
-    *("epochs", "paper_epochs", "recipe", "paper_differences", "runs"),
-)
+# Columns of provenance.csv, each with the key of a run's record that holds it.
+PROVENANCE = {
+    "run": "name",
+    "spec_hash": "spec_hash",
+    "preset": "preset",
+    "commit": "provenance.commit",
+    "dirty": "provenance.dirty",
+    "seed": "seed",
+    "epochs": "epochs",
+    "cpu": "provenance.hardware.cpu",
+    "cores": "provenance.hardware.cores",
+    "gpu": "provenance.hardware.gpu",
+    "device": "provenance.runtime.device",
+    "precision": "provenance.runtime.precision",
+    "threads": "provenance.runtime.threads",
+    "python": "provenance.versions.python",
+    "torch": "provenance.versions.torch",
+    "wmse": "provenance.versions.wmse",
+    "pretrain_seconds": "pretrain.wall_seconds",
+    "evaluation_seconds": "evaluation.wall_seconds",
+    "views_per_second": "pretrain.views_per_second",
+    "peak_memory_bytes": "pretrain.peak_memory_bytes",
+    "resumed": "pretrain.resumed",
+    "data_digest": "data_digest",
+    "finished": "provenance.finished",
+}
 
 
 def compose_tables(runs: Sequence[Run], paper: Sequence[PaperValue]) -> dict[str, str]:
     """Text of every table file by its path below the report's folder; writes nothing."""
     sections = compare(runs, paper)
-    files = {"tables.md": _markdown(sections, runs)}
+    files = {"tables.md": _tables_page(sections, runs)}
+    rows = pd.DataFrame([record for section in sections for record in _records(section)], dtype=object)
     for experiment in experiments():
-        rows = [line for section in sections if section.experiment == experiment for line in _csv_rows(section)]
-        files[f"tables/{experiment}.csv"] = to_csv(TABLE_COLUMNS, rows)
-    records = [_provenance(run) for run in runs]
-    files["tables/provenance.csv"] = to_csv(PROVENANCE_COLUMNS, [list(record.values()) for record in records])
+        files[f"tables/{experiment}.csv"] = to_csv(rows[rows["experiment"] == experiment].drop(columns="experiment"))
+    files["tables/provenance.csv"] = to_csv(_provenance(runs))
     return files
 
 
 # --- tables.md
 
 
-def _markdown(sections: Sequence[Section], runs: Sequence[Run]) -> str:
+def _tables_page(sections: Sequence[Section], runs: Sequence[Run]) -> str:
     parts = ["# W-MSE: the paper's tables and our runs\n", _overview(sections), SHORT_LEGEND]
     parts += [_section_markdown(section) for section in sections]
     parts += ["## How to read the tables\n", LEGEND]
@@ -75,48 +95,67 @@ def _run_kinds(section: Section) -> str:
     kinds = [row.recipe or "no paper value" for row in section.rows if row.group for _ in row.group.runs]
     counts = [f"{kinds.count(kind)} {words.get(kind, kind)}" for kind in sorted(set(kinds), reverse=True)]
     detail = f" ({', '.join(counts)})" if section.in_paper else ""
-    return _count(len(kinds), "run") + detail
+    return f"{len(kinds)} run{'s' if len(kinds) != 1 else ''}{detail}"
 
 
 def _section_markdown(section: Section) -> str:
-    if not section.main:
-        return _ablation_markdown(section)
-    source = f"Table {section.table} of the paper" if section.in_paper else "No values in the paper"
-    encoders = list(dict.fromkeys(row.encoder for row in section.rows if row.encoder))
-    if len(encoders) == 1:
-        source += f", {encoders[0]}"
-    notes: list[str] = []
-    head = ["method", "recipe", "epochs: ours / paper"]
-    for _, name in metric_columns(section):
-        head += [f"{name}: paper", "ours", "diff"]
-    body = [_row_markdown(row, section, notes, several_encoders=len(encoders) > 1) for row in section.rows]
-    parts = [f"## {section.title}\n", f"{source}; accuracy in percent.\n", markdown_table(head, body, left=2)]
-    parts += _notes(notes)
+    notes = list(dict.fromkeys(_note(row) for row in section.rows if row.differences))  # equal ones once
+    head, body = _main_table(section, notes) if section.main else _ablation_table(section, notes)
+    parts = [f"## {section.title}\n", _introduction(section), markdown_table(head, body, left=2)]
+    if notes:
+        parts.append("> **Not the paper's recipe.** These rows must not be read as results of the paper's method:\n>")
+        parts.append("\n".join(f"> - [{number}] {note}" for number, note in enumerate(notes, start=1)) + "\n")
     if remarks := _paper_remarks(section):
-        parts.append(remarks)
-    return "\n".join([*parts, *_settings(section)])
+        parts.append("On the paper's values:\n\n" + "\n".join(remarks) + "\n")
+    several = [row for row in section.rows if row.group and row.group.settings != row.group.setting]
+    if several:
+        parts.append("Rows of one method whose specs differ (seeds are averaged only within one spec):\n")
+        parts.append("\n".join(f"- {row.label}: {row.group.settings}" for row in several if row.group) + "\n")
+    return "\n".join(parts)
 
 
-def _ablation_markdown(section: Section) -> str:
-    """An experiment beside the main tables: no numbers of the paper, but how the embeddings and the time came out."""
-    notes: list[str] = []
-    head = ["method", "recipe", "epochs", *(name for _, name in metric_columns(section))]
+def _introduction(section: Section) -> str:
+    if section.main:
+        source = f"Table {section.table} of the paper" if section.in_paper else "No values in the paper"
+        encoder = f", {section.encoders[0]}" if len(section.encoders) == 1 else ""
+        return f"{source}{encoder}; accuracy in percent.\n"
+    text = f"{section.text}\n\n" if section.text else ""
+    source = "The paper's numbers are not known here (missing)." if section.table else "Not a table of the paper."
+    measured = "Accuracy in percent; spread and effective rank of the embeddings at the end of the training."
+    return f"{text}{source} {measured}\n"
+
+
+def _main_table(section: Section, notes: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Head and body of a table of methods, with the paper's values."""
+    head = ["method", "recipe", "epochs: ours / paper"]
+    for metric in section.metrics:
+        head += [f"{METRICS[metric]}: paper", "ours", "diff"]
+    body = []
+    for row in section.rows:
+        encoder = f" ({row.encoder} in the paper)" if len(section.encoders) > 1 and row.encoder else ""
+        cells = [row.label + encoder, _recipe(row, notes), f"{_epochs(row)} / {row.paper_epochs or NONE}"]
+        for metric in section.metrics:
+            paper, difference = row.paper.get(metric), row.difference(metric)
+            cells += [paper.marked if paper else NONE, _ours(row, metric)]
+            cells.append(NONE if difference is None else f"{difference:+.2f}")
+        body.append(cells)
+    return head, body
+
+
+def _ablation_table(section: Section, notes: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Head and body of an experiment beside the main tables: how the embeddings and the time came out."""
+    head = ["method", "recipe", "epochs", *(METRICS[metric] for metric in section.metrics)]
     head += [name for name, _ in DIAGNOSTICS.values()]
     body = []
     for row in section.rows:
-        epochs = str(row.group.first.epochs) if row.group and row.group.first.trained else NONE
         figures = [_ours(row, metric) for metric in section.metrics]
         details = [_detail(row, name, decimals) for name, (_, decimals) in DIAGNOSTICS.items()]
-        body.append([row.label, _recipe(row, notes), epochs, *figures, *details])
-    missing = "The paper's numbers are not known here (missing). " if section.table else "Not a table of the paper. "
-    parts = [
-        f"## {section.title}\n",
-        *([section.text + "\n"] if section.text else []),
-        f"{missing}Accuracy in percent; spread and effective rank of the embeddings at the end of the training.\n",
-        markdown_table(head, body, left=2),
-        *_notes(notes),
-    ]
-    return "\n".join([*parts, *_settings(section)])
+        body.append([row.label, _recipe(row, notes), _epochs(row), *figures, *details])
+    return head, body
+
+
+def _epochs(row: Row) -> str:
+    return str(row.group.first.epochs) if row.group and row.group.first.trained else NONE
 
 
 def _detail(row: Row, name: str, decimals: int) -> str:
@@ -127,51 +166,19 @@ def _detail(row: Row, name: str, decimals: int) -> str:
     return f"{summary.mean:,.{decimals}f}{spread}"
 
 
-def _notes(notes: list[str]) -> list[str]:
-    if not notes:
-        return []
-    head = "> **Not the paper's recipe.** These rows must not be read as results of the paper's method:\n>"
-    return [head, "\n".join(f"> - [{number}] {note}" for number, note in enumerate(notes, start=1)) + "\n"]
-
-
-def _settings(section: Section) -> list[str]:
-    """What tells apart the rows of one method."""
-    several = [row for row in section.rows if row.group and row.group.settings != row.group.setting]
-    if not several:
-        return []
-    head = "Rows of one method whose specs differ (seeds are averaged only within one spec):\n"
-    return [head, "\n".join(f"- {row.label}: {row.group.settings}" for row in several if row.group) + "\n"]
-
-
-def _paper_remarks(section: Section) -> str:
+def _paper_remarks(section: Section) -> list[str]:
     """What is to be known about single values of the paper, one line per remark."""
-    remarks: dict[str, list[str]] = {}
+    remarks: dict[str, dict[str, None]] = {}
     for row in section.rows:
-        for note in dict.fromkeys(value.note for value in row.paper.values() if value.note):
-            if row.label not in remarks.setdefault(note, []):
-                remarks[note].append(row.label)
-    lines = [f"- {', '.join(labels)}: {note}" for note, labels in remarks.items()]
-    return "On the paper's values:\n\n" + "\n".join(lines) + "\n" if lines else ""
-
-
-def _row_markdown(row: Row, section: Section, notes: list[str], several_encoders: bool) -> list[str]:
-    name = f"{row.label} ({row.encoder} in the paper)" if several_encoders and row.encoder else row.label
-    ours = str(row.group.first.epochs) if row.group and row.group.first.trained else NONE
-    cells = [name, _recipe(row, notes), f"{ours} / {row.paper_epochs or NONE}"]
-    for metric in section.metrics:
-        paper = row.paper.get(metric)
-        difference = row.difference(metric)
-        cells += [
-            paper.marked if paper else NONE,
-            _ours(row, metric),
-            NONE if difference is None else f"{difference:+.2f}",
-        ]
-    return cells
+        for value in row.paper.values():
+            if value.note:
+                remarks.setdefault(value.note, {})[row.label] = None
+    return [f"- {', '.join(labels)}: {note}" for note, labels in remarks.items()]
 
 
 def _ours(row: Row, metric: str) -> str:
     if row.group is None:
-        return "cited only" if row.method in CITED_ONLY else "not run"
+        return "cited only" if row.method in CITED_METHODS else "not run"
     summary = row.group.summary(metric)
     return show_summary(summary) if summary else NONE
 
@@ -182,112 +189,90 @@ def show_summary(summary: Summary) -> str:
     return f"{summary.mean:.2f}{spread} (n={summary.n})"
 
 
-def _recipe(row: Row, notes: list[str]) -> str:
-    """The recipe's label; what differs from the paper goes to `notes`, once for rows that differ alike."""
-    if row.group is None or row.recipe not in ("reduced", "changed"):
-        return row.recipe or NONE
-    note = describe_differences(row.differences or {})
-    if note not in notes:
-        notes.append(note)
-    return f"**{row.recipe}** [{notes.index(note) + 1}]"
+def _recipe(row: Row, notes: Sequence[str]) -> str:
+    """The recipe's label, with the number of the note that says what differs from the paper."""
+    return f"**{row.recipe}** [{notes.index(_note(row)) + 1}]" if row.differences else row.recipe or NONE
 
 
-def describe_differences(differences: dict[str, dict[str, Any]]) -> str:
+def _note(row: Row) -> str:
     """`epochs 10 (paper: 1000), width 16 (paper: 64)`."""
-    pairs = [f"{key} {_value(item['run'])} (paper: {_value(item['paper'])})" for key, item in differences.items()]
-    return ", ".join(pairs)
-
-
-def _value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    items = (row.differences or {}).items()
+    return ", ".join(f"{key} {show_value(item['run'])} (paper: {show_value(item['paper'])})" for key, item in items)
 
 
 def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 1) -> str:
     """A padded pipe table; the first `left` columns are aligned left, the others right."""
     rows = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in [head, *body]]
-    widths = [max(3, *(len(row[column]) for row in rows)) for column in range(len(head))]
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
     rule = ["-" * width if column < left else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
-    padded = [
-        [
-            cell.ljust(width) if column < left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in rows
-    ]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [padded[0], rule, *padded[1:]]) + "\n"
+    lines = []
+    for row in [rows[0], rule, *rows[1:]]:
+        padded = [f"{cell:<{width}}" for cell, width in zip(row[:left], widths[:left], strict=True)]
+        padded += [f"{cell:>{width}}" for cell, width in zip(row[left:], widths[left:], strict=True)]
+        lines.append("| " + " | ".join(padded) + " |\n")
+    return "".join(lines)
 
 
 # --- CSV
 
 
-def to_csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return buffer.getvalue()
+def to_csv(table: pd.DataFrame) -> str:
+    return table.to_csv(index=False, lineterminator="\n")
 
 
-def _csv_rows(section: Section) -> list[list[Any]]:
+def _records(section: Section) -> list[dict[str, Any]]:
     """One line per row and metric, with the digits of tables.md; every measured metric, printed there or not."""
-    lines = []
+    records = []
     for row in section.rows:
         for metric in (*METRICS, *DIAGNOSTICS):
             measured = row.group.summary(metric) if row.group else None
             if metric in section.metrics or metric in row.paper or measured:
-                lines.append(_csv_row(section, row, metric, measured))
-    return lines
+                records.append(_record(section, row, metric, measured))
+    return records
 
 
-def _csv_row(section: Section, row: Row, metric: str, ours: Summary | None) -> list[Any]:
+def _record(section: Section, row: Row, metric: str, ours: Summary | None) -> dict[str, Any]:
     paper = row.paper.get(metric)
     difference = row.difference(metric)
-    first = row.group.first if row.group else None
-    return [
-        section.table or "",
-        section.title,
-        row.method,
-        row.d,
-        row.variant,
-        row.group.setting if row.group else "",
-        metric,
-        paper.text if paper else "",
-        paper.status if paper else "",
-        paper.source if paper else "",
-        f"{ours.mean:.2f}" if ours else "",
-        "" if ours is None or ours.std is None else f"{ours.std:.2f}",
-        ours.n if ours else 0,
-        "" if difference is None else f"{difference:.2f}",
-        first.epochs if first else "",
-        row.paper_epochs,
-        row.recipe if row.group else "not run",
-        json.dumps(row.differences) if row.differences else "",
-        " ".join(run.name for run in row.group.runs) if row.group else "",
-    ]
+    return {
+        "experiment": section.experiment,
+        "table": section.table,
+        "section": section.title,
+        "method": row.method,
+        "d": row.d,
+        "variant": row.variant,
+        "setting": row.group.setting if row.group else "",
+        "metric": metric,
+        "paper": paper.text if paper else "",
+        "paper_status": paper.status if paper else "",
+        "paper_source": paper.source if paper else "",
+        "ours_mean": f"{ours.mean:.2f}" if ours else "",
+        "ours_std": "" if ours is None or ours.std is None else f"{ours.std:.2f}",
+        "n": ours.n if ours else 0,
+        "difference": "" if difference is None else f"{difference:.2f}",
+        "epochs": row.group.first.epochs if row.group else "",
+        "paper_epochs": row.paper_epochs,
+        "recipe": row.recipe if row.group else "not run",
+        "paper_differences": json.dumps(row.differences) if row.differences else "",
+        "runs": " ".join(run.name for run in row.group.runs) if row.group else "",
+    }
 
 
 # --- provenance
 
-PROVENANCE_COLUMNS = (
-    *("run", "spec_hash", "preset", "commit", "dirty", "seed", "epochs", "cpu", "cores", "gpu", "device", "precision"),
-    *("threads", "python", "torch", "wmse", "pretrain_seconds", "evaluation_seconds", "views_per_second"),
-    *("peak_memory_bytes", "resumed", "data_digest", "finished"),
-)
+
+def _provenance(runs: Sequence[Run]) -> pd.DataFrame:
+    records = [_flatten({**vars(run), "epochs": run.epochs}) for run in runs]
+    table = pd.DataFrame(records, columns=list(PROVENANCE.values()), dtype=object)
+    return table.set_axis(list(PROVENANCE), axis="columns")
 
 
-def _provenance(run: Run) -> dict[str, Any]:
-    facts = run.provenance
-    hardware, runtime, versions = facts["hardware"], facts["runtime"], facts["versions"]
-    pretrain = run.pretrain or {}
-    values = (
-        *(run.name, run.spec_hash, run.preset, facts["commit"], facts["dirty"], run.seed, run.epochs),
-        *(hardware.get("cpu"), hardware.get("cores"), hardware.get("gpu")),
-        *(runtime.get("device"), runtime.get("precision"), runtime.get("threads")),
-        *(versions.get("python"), versions.get("torch"), versions.get("wmse")),
-        *(pretrain.get("wall_seconds"), run.evaluation.get("wall_seconds"), pretrain.get("views_per_second")),
-        *(pretrain.get("peak_memory_bytes"), pretrain.get("resumed"), run.data_digest, facts.get("finished")),
-    )
-    return dict(zip(PROVENANCE_COLUMNS, values, strict=True))
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
 
 
 def _provenance_markdown(runs: Sequence[Run]) -> str:
@@ -295,7 +280,7 @@ def _provenance_markdown(runs: Sequence[Run]) -> str:
         return "No runs.\n"
     head = ["run", "spec", "commit", "preset", "hardware", "device, precision", "torch", "data"]
     head += ["seed", "epochs", "pretraining time", "evaluation time", "views/s"]
-    body = [_provenance_row({**_provenance(run), "hardware": run.hardware}) for run in runs]
+    body = [_provenance_row(run) for run in runs]
     note = (
         'One line per run. "spec" and "data" are the first 12 characters of the digests of the run\'s configuration '
         "and of its data set; `-dirty` marks a commit with uncommitted changes; times are h:mm:ss. "
@@ -304,33 +289,30 @@ def _provenance_markdown(runs: Sequence[Run]) -> str:
     return note + "\n" + markdown_table(head, body, left=8)
 
 
-def _provenance_row(record: dict[str, Any]) -> list[str]:
-    commit = (record["commit"] or "unknown")[:12] + ("-dirty" if record["dirty"] else "")
-    speed = record["views_per_second"]
+def _provenance_row(run: Run) -> list[str]:
+    facts, pretrain = run.provenance, run.pretrain or {}
+    runtime = [facts["runtime"].get(key) for key in ("device", "precision")]
+    speed = pretrain.get("views_per_second")
     return [
-        record["run"],
-        record["spec_hash"][:12],
-        commit,
-        record["preset"] or NONE,
-        record["hardware"],
-        ", ".join(str(record[key]) for key in ("device", "precision") if record[key]) or NONE,
-        str(record["torch"] or NONE),
-        record["data_digest"].rpartition(":")[2][:12],
-        str(record["seed"]),
-        str(record["epochs"]),
-        duration(record["pretrain_seconds"]),
-        duration(record["evaluation_seconds"]),
+        run.name,
+        run.spec_hash[:12],
+        (facts["commit"] or "unknown")[:12] + ("-dirty" if facts["dirty"] else ""),
+        run.preset or NONE,
+        run.hardware,
+        ", ".join(str(value) for value in runtime if value) or NONE,
+        str(facts["versions"].get("torch") or NONE),
+        run.data_digest.rpartition(":")[2][:12],
+        str(run.seed),
+        str(run.epochs),
+        clock_time(pretrain.get("wall_seconds")),
+        clock_time(run.evaluation.get("wall_seconds")),
         f"{speed:.0f}" if speed else NONE,
     ]
 
 
-def duration(seconds: float | None) -> str:
+def clock_time(seconds: float | None) -> str:
     """h:mm:ss, rounded to the second."""
     if seconds is None:
         return NONE
     minutes, second = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{second:02d}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
