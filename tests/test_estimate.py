@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TINY, FakeData, tiny_spec
+from conftest import ROOT, TINY, tiny_spec
 
 from wmse.cli import main
 from wmse.config import load_project
+from wmse.datasets import ArrayDataset
 from wmse.errors import ConfigError, WmseError
 from wmse.estimate import (
     KNN_TEST,
@@ -61,7 +62,7 @@ def fake_warm_up(**seconds: float) -> Any:
     return Fake()
 
 
-def test_counts_are_those_of_the_trainer(data: FakeData, tmp_path: Path) -> None:
+def test_counts_are_those_of_the_trainer(data: ArrayDataset, tmp_path: Path) -> None:
     spec = tiny_spec("wmse-4", epochs=7, lr_drops=[2], eval_every=3, eval_every_final=1)
     trainer = Trainer(spec, data, tmp_path, Runtime(CPU), log=lambda line: None)
     history = trainer.run()

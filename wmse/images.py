@@ -41,7 +41,7 @@ def view_recipe(spec: RunSpec, source: Source) -> ViewRecipe:
 
 
 def open_images(split: Split, source: Source, spec: RunSpec, device: torch.device) -> ArrayImages | FileImages:
-    """The images of a split, in whichever form the benchmark is prepared."""
+    """The images of a split, in whichever form the benchmark is prepared; `close` ends their threads."""
     recipe = view_recipe(spec, source)
     if source.streamed:
         return FileImages(split.paths, recipe, spec.eval_resize, device)
@@ -52,7 +52,8 @@ class ArrayImages:
     """Images of one size in one uint8 array (n, 3, h, w)."""
 
     def __init__(self, images: np.ndarray, recipe: ViewRecipe, eval_resize: int, device: torch.device) -> None:
-        self.recipe, self.eval_resize, self.device = recipe, eval_resize, device
+        self.recipe, self.device = recipe, device
+        self.resize = eval_resize or recipe.size
         with warnings.catch_warnings():
             # torch knows no read-only memory and says so; these images are only ever read.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
@@ -84,11 +85,12 @@ class ArrayImages:
         """The un-augmented, normalised view of every image in order: tensors (<= batch, 3, H, W) on the device."""
         for start in range(0, len(self), batch):
             images = self.images[start : start + batch].to(self.device)
-            if self.eval_resize:
-                pixels = resize_center_crop(images, self.eval_resize, self.recipe.size)
-            else:
-                pixels = images.float()
-            yield normalize(pixels, self.recipe.mean, self.recipe.std)
+            yield normalize(
+                resize_center_crop(images, self.resize, self.recipe.size), self.recipe.mean, self.recipe.std
+            )
+
+    def close(self) -> None:
+        """There is nothing to end."""
 
 
 class FileImages:
@@ -97,7 +99,8 @@ class FileImages:
     def __init__(
         self, paths: list[Path], recipe: ViewRecipe, eval_resize: int, device: torch.device, threads: int | None = None
     ) -> None:
-        self.paths, self.recipe, self.eval_resize, self.device = paths, recipe, eval_resize, device
+        self.paths, self.recipe, self.device = paths, recipe, device
+        self.resize = eval_resize or recipe.size
         self.pool = ThreadPoolExecutor(threads or max(torch.get_num_threads(), 1))
         self.ahead: tuple[list[int], list[Future[Tensor]]] = ([], [])
 
@@ -138,11 +141,15 @@ class FileImages:
             yield self._collect(ahead)
 
     def _plain_one(self, path: Path) -> Tensor:
-        pixels = resize_center_crop(decode(path)[None], self.eval_resize or self.recipe.size, self.recipe.size)
+        pixels = resize_center_crop(decode(path)[None], self.resize, self.recipe.size)
         return normalize(pixels, self.recipe.mean, self.recipe.std)
 
     def _collect(self, futures: list[Future[Tensor]]) -> Tensor:
         return torch.cat([future.result() for future in futures]).to(self.device, non_blocking=True)
+
+    def close(self) -> None:
+        """End the threads; what was prefetched for a batch that nobody will ask for is not decoded."""
+        self.pool.shutdown(cancel_futures=True)
 
 
 CHUNK = 64  # images of about the same size that are padded and augmented together

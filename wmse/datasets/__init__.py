@@ -15,11 +15,26 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from wmse.datasets.build import prepare_source
-from wmse.datasets.prepared import Prepared, Split, load_prepared
+from wmse.datasets.prepared import Prepared, load_prepared
 from wmse.datasets.source import UNLABELED, Archive, Log, Rows, Source
+from wmse.datasets.splits import ArrayDataset, ArraySplit, Dataset, Split
 from wmse.errors import DataError
 
-__all__ = ["SOURCES", "UNLABELED", "Archive", "Prepared", "Rows", "Source", "Split", "find_sources", "load", "prepare"]
+__all__ = [
+    "SOURCES",
+    "UNLABELED",
+    "Archive",
+    "ArrayDataset",
+    "ArraySplit",
+    "Dataset",
+    "Prepared",
+    "Rows",
+    "Source",
+    "Split",
+    "find_sources",
+    "load",
+    "prepare",
+]
 
 
 def find_sources(package: str, folders: Iterable[str]) -> dict[str, Source]:

@@ -36,8 +36,8 @@ MANIFEST = "manifest.json"
 _HASH_ROWS = 4096  # rows read at once when an array is hashed again
 
 
-class Split:
-    """One split of a prepared benchmark; its files are opened on first use."""
+class PreparedSplit:
+    """A `Split` of a prepared benchmark; its files are opened on first use."""
 
     def __init__(self, folder: Path, data_root: Path, name: str, entry: Mapping[str, Any]) -> None:
         self.name = name
@@ -90,16 +90,18 @@ class Split:
 
 
 class Prepared:
-    """A prepared benchmark: `prepared["train"]` is a `Split`, `manifest` the content of manifest.json."""
+    """A prepared benchmark: `prepared["train"]` is a `PreparedSplit`, `manifest` the content of manifest.json."""
 
     def __init__(self, folder: Path, data_root: Path, manifest: dict[str, Any]) -> None:
         self.folder = folder
         self.manifest = manifest
         self.benchmark: str = manifest["benchmark"]
         self.digest: str = manifest["digest"]
-        self._splits = {name: Split(folder, data_root, name, entry) for name, entry in manifest["splits"].items()}
+        self._splits = {
+            name: PreparedSplit(folder, data_root, name, entry) for name, entry in manifest["splits"].items()
+        }
 
-    def __getitem__(self, name: str) -> Split:
+    def __getitem__(self, name: str) -> PreparedSplit:
         if name not in self._splits:
             raise DataError(f"{self.benchmark} has no split {name!r}; it has {', '.join(self._splits)}")
         return self._splits[name]
