@@ -41,15 +41,26 @@ def find_raw(source: Source, raw: Path) -> tuple[Path, Archive] | None:
     """What lies in the folder `raw`: an official archive, else an official folder, or its content in `raw` itself."""
     if source.embedded is not None:
         return Path(__file__).with_name(source.embedded.folder), source.embedded
+    if archives := _placed_archives(source, raw):
+        return archives[0]
     for archive in source.archives:
-        if (raw / archive.name).is_file():
-            return raw / archive.name, archive
-    for archive in source.archives:
-        if (raw / archive.folder).is_dir():
+        if archive.folder and (raw / archive.folder).is_dir():
             return raw / archive.folder, archive
-        if all((raw / name).is_file() for name in archive.files):
+        if archive.files and all((raw / name).is_file() for name in archive.files):
             return raw, archive
     return None
+
+
+def published_raw(source: Source, raw: Path) -> list[tuple[Path, Archive]]:
+    """What can be compared with published digests: every archive in the folder `raw`, else what `find_raw` finds."""
+    placed = _placed_archives(source, raw)
+    if not placed and (found := find_raw(source, raw)):
+        placed = [found]
+    return [(path, form) for path, form in placed if (form.digest if path.is_file() else any(form.files.values()))]
+
+
+def _placed_archives(source: Source, raw: Path) -> list[tuple[Path, Archive]]:
+    return [(raw / archive.name, archive) for archive in source.archives if (raw / archive.name).is_file()]
 
 
 def instructions(source: Source, raw: Path) -> str:

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from wmse.datasets.archives import extract_class_tars, unpack_tar, unpacked_limit
+from wmse.datasets.build import verify_raw
 from wmse.datasets.source import Archive, Listing, Log, Rows, Source
 from wmse.errors import DataError
-from wmse.files import file_digest
 
 _WNID = re.compile(r"n\d{8}")
 _IMAGE_SUFFIXES = (".jpeg", ".jpg")
@@ -91,23 +91,15 @@ def _unpack(source: Source, raw: Path, wnids: tuple[str, ...] | None, log: Log) 
         present = {folder.name for folder in (raw / "train").glob("n*")}
         missing = len(present) < source.num_classes if wnids is None else not present.issuperset(wnids)
         if missing:
-            _check_archive(path, train, log)
+            log(f"checking {path} (may take minutes)")
+            verify_raw(path, train)
             extract_class_tars(path, raw / "train", wnids, log)
     path = raw / val.name
     if path.is_file() and _images_root(raw, "val") is None:
-        _check_archive(path, val, log)
+        log(f"checking {path}")
+        verify_raw(path, val)
         log(f"unpacking {path}")
         unpack_tar(path, raw / "val", unpacked_limit(val.size))
-
-
-def _check_archive(path: Path, archive: Archive, log: Log) -> None:
-    if path.stat().st_size != archive.size:
-        raise DataError(f"{path}: {path.stat().st_size:,} bytes, expected {archive.size:,}")
-    log(f"checking {path} (may take minutes)")
-    algorithm, _, expected = archive.digest.partition(":")
-    found = file_digest(path, algorithm)
-    if found != expected:
-        raise DataError(f"{path}: {algorithm} is {found}, expected {expected}; delete it and get it again")
 
 
 def _classes(source: Source, train: Path, wnids: tuple[str, ...] | None) -> list[str]:
