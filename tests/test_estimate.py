@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,7 +43,7 @@ from wmse.estimate import (
     workload,
 )
 from wmse.methods import build_encoder
-from wmse.power import PowerMeter, mean_power
+from wmse.power import PowerMeter
 from wmse.pretrain import Trainer
 from wmse.runtime import Runtime
 
@@ -200,6 +202,14 @@ def zone(folder: Path, name: str, kind: str, microjoules: int) -> Path:
     return path
 
 
+@pytest.fixture
+def two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is measured takes two seconds."""
+    moments = iter((10.0, 12.0))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(moments))
+
+
+@pytest.mark.usefixtures("two_seconds")
 def test_power_of_the_packages_from_their_counters_also_past_the_end(tmp_path: Path) -> None:
     first = zone(tmp_path, "intel-rapl:0", "package-0", 1_000_000)
     second = zone(tmp_path, "intel-rapl:1", "package-1", 9_000_000)
@@ -207,10 +217,9 @@ def test_power_of_the_packages_from_their_counters_also_past_the_end(tmp_path: P
     zone(tmp_path, "intel-rapl:2", "psys", 0)
     meter = PowerMeter(CPU, powercap=tmp_path)
     with meter:
-        time.sleep(0.2)
         (first / "energy_uj").write_text("3000000")
         (second / "energy_uj").write_text("1000000")  # from 9 J over 10 J to 1 J
-    assert meter.watts == pytest.approx(4 / 0.2, rel=0.3)
+    assert meter.watts == pytest.approx(4 / 2)
     assert "RAPL" in meter.describe()
 
 
@@ -230,10 +239,64 @@ def test_power_that_is_not_known_is_said_and_given_power_is_taken(tmp_path: Path
             PowerMeter(CPU, bad)
 
 
-def test_samples_of_a_gpu() -> None:
-    assert mean_power("100.50\n101.50\n") == 101
-    assert mean_power("[N/A]\n") is None
-    assert mean_power("") is None
+class FakeNvml:
+    """Stands for the module `pynvml` on a machine with one GPU, whose counter shows `millijoules` one after another."""
+
+    NVMLError = OSError
+
+    def __init__(self, *millijoules: int) -> None:
+        self.millijoules = list(millijoules)
+
+    def nvmlInit(self) -> None:
+        if not self.millijoules:
+            raise self.NVMLError("no driver")
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        return uuid
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
+        assert handle == "GPU-1234"
+        return self.millijoules.pop(0)
+
+
+def gpu_meter(nvml: FakeNvml, powercap: Path, monkeypatch: pytest.MonkeyPatch) -> PowerMeter:
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1234"))
+    return PowerMeter(torch.device("cuda"), powercap=powercap)
+
+
+@pytest.mark.usefixtures("two_seconds")
+def test_power_of_a_gpu_from_its_counter_and_of_the_packages_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = zone(tmp_path, "intel-rapl:0", "package-0", 1_000_000)
+    with gpu_meter(FakeNvml(1, 5_000, 605_000), tmp_path, monkeypatch) as meter:
+        (package / "energy_uj").write_text("3000000")
+    assert meter.watts == pytest.approx((600 + 2) / 2)
+    assert "the GPU (NVML) and the CPU packages (RAPL)" in meter.describe()
+
+
+@pytest.mark.parametrize("millijoules", [(), (1, 5_000, 5_000)], ids=["no NVML", "too short for the counter"])
+def test_without_the_gpus_energy_the_power_is_not_known(
+    millijoules: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = zone(tmp_path, "intel-rapl:0", "package-0", 1_000_000)
+    with gpu_meter(FakeNvml(*millijoules), tmp_path, monkeypatch) as meter:
+        (package / "energy_uj").write_text("3000000")
+    assert meter.watts is None
+    assert ("--watts N." in meter.describe()) == (not millijoules)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_at_work_draws_some_power(tmp_path: Path) -> None:
+    device = torch.device("cuda")
+    with PowerMeter(device, powercap=tmp_path) as meter:
+        x = torch.randn(4096, 4096, device=device)
+        for _ in range(200):
+            x = torch.tanh(x @ x)
+        torch.cuda.synchronize(device)
+        time.sleep(0.5)
+    assert meter.watts is None or 10 < meter.watts < 2000
 
 
 # --- output -----------------------------------------------------------------------------------------------------------
