@@ -21,27 +21,10 @@ from wmse.cli import main
 from wmse.config import load_project
 from wmse.datasets import ArrayDataset
 from wmse.errors import ConfigError, WmseError
-from wmse.estimate import (
-    KNN_TEST,
-    SMALLEST,
-    Cost,
-    Row,
-    WarmUp,
-    count,
-    duration,
-    estimate,
-    extraction_key,
-    feature_count,
-    image_counts,
-    image_shape,
-    measure,
-    notes,
-    number,
-    step_key,
-    table,
-    total,
-    workload,
-)
+from wmse.estimate import WarmUp, as_table, estimate_runs, notes, total
+from wmse.estimate.plan import extraction_key, feature_count, image_counts, image_shape, step_key, workload
+from wmse.estimate.table import RunEstimate, format_count, format_hours, format_number
+from wmse.estimate.warm_up import FIRST_SIZE, KNN_TEST, Cost, measure
 from wmse.methods import build_encoder
 from wmse.power import PowerMeter
 from wmse.pretrain import Trainer
@@ -137,7 +120,7 @@ class Sleeper:
 def test_a_warm_up_grows_to_the_whole_batch_if_it_can(tmp_path: Path) -> None:
     sleeper = Sleeper()
     cost = measure(sleeper, 32, 2.0, no_power(tmp_path))
-    assert (sleeper.sizes[0], cost.size, cost.full) == (SMALLEST, 32, 32)
+    assert (sleeper.sizes[0], cost.size, cost.full) == (FIRST_SIZE, 32, 32)
     assert 0.001 <= cost.seconds < 0.002
     assert cost.watts is None
 
@@ -155,25 +138,25 @@ def test_a_warm_up_stays_within_its_budget_and_gives_the_cost_per_image(tmp_path
 def test_a_batch_that_does_not_fit_into_the_memory_is_halved(tmp_path: Path) -> None:
     cost = measure(Sleeper(limit=40), 1024, 1.0, no_power(tmp_path))
     assert cost.out_of_memory
-    assert SMALLEST < cost.size <= 40
+    assert FIRST_SIZE < cost.size <= 40
     with pytest.raises(WmseError, match="not even 8 images"):
         measure(Sleeper(limit=4), 1024, 1.0, no_power(tmp_path))
 
 
 def test_hours_and_energy_are_sums_over_the_work(tmp_path: Path) -> None:
     spec = tiny_spec("wmse-2", benchmark="fashion_mnist", epochs=3)  # evaluated after epochs 2 and 3
-    (row,) = estimate([spec], tmp_path, tmp_path, fake_warm_up(step=1.0))
+    (row,) = estimate_runs([spec], tmp_path, tmp_path, fake_warm_up(step=1.0))
     steps = 3 * (10_000 // 64)
     assert row.hours == pytest.approx(steps * 64 / 3600)
     assert row.evaluation_hours < 1e-6
     assert (row.ms_per_step, row.views_per_second) == (64_000, 2)
     assert row.kwh == pytest.approx(row.hours / 10)
-    (row,) = estimate([spec], tmp_path, tmp_path, fake_warm_up(extraction=1.0))
+    (row,) = estimate_runs([spec], tmp_path, tmp_path, fake_warm_up(extraction=1.0))
     assert row.hours == pytest.approx(3 * 12_000 / 3600)
     assert row.evaluation_hours == pytest.approx(row.hours)
-    (row,) = estimate([spec], tmp_path, tmp_path, fake_warm_up(knn=1.0))
+    (row,) = estimate_runs([spec], tmp_path, tmp_path, fake_warm_up(knn=1.0))
     assert row.hours == pytest.approx(3 * 10_000 * 2_000 / KNN_TEST / 3600)
-    (row,) = estimate([spec], tmp_path, tmp_path, fake_warm_up(linear=1.0))
+    (row,) = estimate_runs([spec], tmp_path, tmp_path, fake_warm_up(linear=1.0))
     assert row.hours == pytest.approx(TINY["probe_epochs"] * 10_000 / 3600)
 
 
@@ -181,12 +164,12 @@ def test_finished_runs_are_left_out_of_the_sum(tmp_path: Path) -> None:
     specs = [tiny_spec("wmse-2", benchmark="fashion_mnist", seed=seed) for seed in (0, 1)]
     (tmp_path / specs[0].run).mkdir(parents=True)
     (tmp_path / specs[0].run / "result.json").write_text("{}")
-    rows = estimate(specs, tmp_path, tmp_path, fake_warm_up(step=1.0))
+    rows = estimate_runs(specs, tmp_path, tmp_path, fake_warm_up(step=1.0))
     assert [row.done for row in rows] == [True, False]
     whole = total(rows)
     assert (whole["runs"], whole["done"], whole["views"]) == (1, 1, rows[1].views)
     assert whole["hours"] == rows[1].hours
-    assert "done" in table(rows).splitlines()[1]
+    assert "done" in as_table(rows).splitlines()[1]
     everything = [rows[0], replace(rows[1], done=True)]
     assert total(everything)["kwh"] == total(everything)["hours"] == 0
 
@@ -224,13 +207,13 @@ def test_power_of_the_packages_from_their_counters_also_past_the_end(tmp_path: P
 
 
 def test_power_that_is_not_known_is_said_and_given_power_is_taken(tmp_path: Path) -> None:
-    row = Row("r", False, 1, 1, 1, 1, hours=1.0, evaluation_hours=0.0)
+    row = RunEstimate("r", False, 1, 1, 1, 1, hours=1.0, evaluation_hours=0.0)
     meter = no_power(tmp_path)
     with meter:
         pass
     assert meter.watts is None
     assert "--watts N" in "\n".join(notes([row], meter))
-    assert table([row]).splitlines()[-1].endswith("—")
+    assert as_table([row]).splitlines()[-1].endswith("—")
     with PowerMeter(CPU, 250.0) as meter:
         pass
     assert meter.watts == 250
@@ -305,19 +288,19 @@ def test_a_gpu_at_work_draws_some_power(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (count(999), "999"),
-        (count(102_400_000), "102.4 M"),
-        (count(97_000), "97 k"),
-        (count(3.0749e9), "3.075 G"),
-        (number(None), "—"),
-        (number(0), "0"),
-        (number(0.00042), "0.0004"),
-        (number(0.01234), "0.0123"),
-        (number(12345.6), "12,346"),
-        (duration(0.01), "36 s"),
-        (duration(0.2), "12.0 min"),
-        (duration(3.4), "3.4 h"),
-        (duration(124.8), "5.2 days"),
+        (format_count(999), "999"),
+        (format_count(102_400_000), "102.4 M"),
+        (format_count(97_000), "97 k"),
+        (format_count(3.0749e9), "3.075 G"),
+        (format_number(None), "—"),
+        (format_number(0), "0"),
+        (format_number(0.00042), "0.0004"),
+        (format_number(0.01234), "0.0123"),
+        (format_number(12345.6), "12,346"),
+        (format_hours(0.01), "36 s"),
+        (format_hours(0.2), "12.0 min"),
+        (format_hours(3.4), "3.4 h"),
+        (format_hours(124.8), "5.2 days"),
     ],
 )
 def test_formats(shown: str, expected: str) -> None:
@@ -327,11 +310,11 @@ def test_formats(shown: str, expected: str) -> None:
 def test_the_table_is_aligned_and_marks_what_was_scaled() -> None:
     times = {"ms_per_step": 10.0, "views_per_second": 5.0, "hours": 2.0, "evaluation_hours": 0.5, "kwh": 1.0}
     rows = [
-        Row("whole", False, 10, 5, 1, 64, 64, **times),
-        Row("a longer name", False, 10, 5, 1, 64, 32, **times),
-        Row("baseline", False, 0, 0, 0, 64, hours=1.0, evaluation_hours=1.0, kwh=0.5),
+        RunEstimate("whole", False, 10, 5, 1, 64, 64, **times),
+        RunEstimate("a longer name", False, 10, 5, 1, 64, 32, **times),
+        RunEstimate("baseline", False, 0, 0, 0, 64, hours=1.0, evaluation_hours=1.0, kwh=0.5),
     ]
-    lines = table(rows).splitlines()
+    lines = as_table(rows).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert ["10* " in line for line in lines] == [False, False, True, False, False]
     assert lines[-1].split() == ["sum", "of", "3", "20", "10", "5", "2", "2.5"]
@@ -382,7 +365,7 @@ def test_less_than_a_sub_batch_is_whitened_when_a_whole_one_takes_too_long(tmp_p
     spec = tiny_spec("wmse-4", batch_size=512, w_size=256, embedding=128, benchmark="imagenet")
     warm_up = WarmUp(lambda _: Runtime(CPU), 1e-3, no_power(tmp_path), tmp_path, lambda line: None)
     cost = warm_up.step(spec)
-    assert cost.size == SMALLEST
+    assert cost.size == FIRST_SIZE
     assert cost.seconds > 0
     assert warm_up.step(replace(spec, seed=1)) is cost
     assert image_shape("imagenet") == (375, 500)

@@ -17,7 +17,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Norma
 import wmse.images
 from wmse.datasets import SOURCES, ArrayDataset, ArraySplit
 from wmse.errors import DataError
-from wmse.estimate import feature_count
+from wmse.estimate.plan import feature_count
 from wmse.evaluate import evaluate
 from wmse.features import raw_pixels
 from wmse.images import ArrayImages, FileImages, open_images

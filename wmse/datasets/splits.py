@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -41,7 +41,7 @@ class ArraySplit:
     """A `Split` in memory: give the images or, for a streamed benchmark, the paths."""
 
     labels: np.ndarray
-    images: np.ndarray | None = None
+    images: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
     paths: Sequence[Path] = ()
 
     def __len__(self) -> int:
