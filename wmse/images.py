@@ -21,7 +21,8 @@ from wmse.datasets.decode import decode_image
 from wmse.streams import stream
 from wmse.views import ViewRecipe, draw_params, make_view, normalize, resize_center_crop
 
-RESIDENT_SHARE = 0.5  # of a GPU's free memory that the images may take
+RESIDENT_SHARE = 0.5  # Images stay on a GPU if they take at most this part of its free memory.
+CHUNK = 64  # Images of about the same size are padded and augmented in batches of this many.
 
 
 def view_recipe(spec: RunSpec, source: Source) -> ViewRecipe:
@@ -122,7 +123,7 @@ class FileImages:
         drawn = [draw_params(len(index), *sizes.T, self.recipe, stream(seed, "views", step, view)) for view in range(d)]
         side = self.recipe.size
         views = [torch.empty(len(index), 3, side, side, device=self.device) for _ in range(d)]
-        # Alone they would cost the overhead of every operation, all together the padding to the largest.
+        # One by one, they would cost the overhead of every operation; all together, the padding to the largest.
         for rows in _chunks_of_like_size(sizes, CHUNK):
             padded = _pad([images[i] for i in rows.tolist()]).to(self.device, non_blocking=True)
             for out, params in zip(views, drawn, strict=True):
@@ -150,9 +151,6 @@ class FileImages:
     def close(self) -> None:
         """End the threads; what was prefetched for a batch that nobody will ask for is not decoded."""
         self.pool.shutdown(cancel_futures=True)
-
-
-CHUNK = 64  # images of about the same size that are padded and augmented together
 
 
 def _chunks_of_like_size(sizes: Tensor, chunk: int) -> tuple[Tensor, ...]:

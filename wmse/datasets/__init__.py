@@ -38,7 +38,7 @@ __all__ = [
 
 
 def find_sources(package: str, folders: Iterable[str]) -> dict[str, Source]:
-    """The benchmarks of a package by name: from every module with a tuple `SOURCES`. ValueError if a name is twice."""
+    """The benchmarks of a package by name, from its modules with a tuple `SOURCES`. ValueError for a name used twice."""
     found: dict[str, Source] = {}
     for name in sorted(module.name for module in pkgutil.iter_modules(folders)):
         for source in getattr(importlib.import_module(f"{package}.{name}"), "SOURCES", ()):
@@ -57,7 +57,7 @@ def prepare(
     """Bring a benchmark into its prepared form in `data_root`/<benchmark>/prepared and open it.
 
     Takes the raw files that lie in `data_root`/<benchmark>/raw and otherwise downloads them, if `download` allows and
-    the benchmark's terms do. Returns at once if the prepared form exists. Several processes may call it at a time.
+    the benchmark's terms do. Returns at once if the prepared form exists. Several processes may call it at once.
     `progress` shows bars (None: on a terminal only), `log` gets lines of text.
 
     Raises DataError: unknown benchmark; nothing there to prepare (the message says what to place where); files that

@@ -21,14 +21,13 @@ from typing import IO, Any, Protocol
 from wmse.datasets.source import Archive, Log
 from wmse.errors import DataError
 
-# What reading a damaged archive raises (lzma and bz2 never occur here).
-_DAMAGE = (
-    *(EOFError, OSError, tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error),
-    *(NotImplementedError, RuntimeError, ValueError, LookupError, ArithmeticError),
-)
-_EXTRA_HEADER = 1 << 16  # bytes of a tar header of variable length (long names, dates), which is read at one go
+# Reading a damaged archive raises one of these (lzma and bz2 never occur here), or what the libraries did not expect.
+_DAMAGE = (EOFError, OSError, tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error)
+_UNEXPECTED = (NotImplementedError, RuntimeError, ValueError, LookupError, ArithmeticError)
+# The largest tar header of a type whose length varies (long names, dates), in bytes: tarfile reads these in one go.
+_EXTRA_HEADER = 1 << 16
 _EXTRA_TYPES = (*tarfile.GNU_TYPES, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
-_PADDING = 1 << 20  # after the last member: tar fills up its last record
+_PADDING = 1 << 20  # The most bytes after the last member of a tar, whose last record is filled up.
 _CLASS_TAR = re.compile(r"n\d{8}\.tar", re.ASCII)
 
 
@@ -51,12 +50,6 @@ class RawFiles(Protocol):
 
     def read(self, name: str, most: int) -> bytes:
         """The whole of a file that has at most `most` bytes; DataError if it has more, is missing or damaged."""
-
-
-class _Files:
-    """What is the same for all three."""
-
-    def read(self: RawFiles, name: str, most: int) -> bytes:
         size = self.size(name)
         if size > most:
             raise DataError(f"{self.where(name)}: {size:,} bytes, where at most {most:,} make sense")
@@ -68,7 +61,7 @@ class _Files:
         return content
 
 
-class FolderFiles(_Files):
+class FolderFiles(RawFiles):
     """An extracted official folder."""
 
     def __init__(self, root: Path, form: str) -> None:
@@ -95,7 +88,7 @@ class FolderFiles(_Files):
             yield file
 
 
-class _ArchiveFiles(_Files):
+class _ArchiveFiles(RawFiles):
     """What tar and zip have in common: an index of safe members below the official top folder."""
 
     def __init__(self, path: Path, archive: Archive) -> None:
@@ -103,13 +96,14 @@ class _ArchiveFiles(_Files):
         self.form = archive.form
         self._prefix = archive.folder + "/" if archive.folder else ""
         self._sizes: dict[str, int] = {}
+        self._members: dict[str, Any] = {}
         self._folders: dict[str, list[str]] = {}
 
-    def _add(self, name: str, size: int) -> None:
+    def _add(self, name: str, size: int, member: tarfile.TarInfo | zipfile.ZipInfo) -> None:
         relative = name.removeprefix("./")
         if relative.startswith(self._prefix):
             relative = relative.removeprefix(self._prefix)
-            self._sizes[relative] = size
+            self._sizes[relative], self._members[relative] = size, member
             folder, _, base = relative.rpartition("/")
             self._folders.setdefault(folder, []).append(base)
 
@@ -130,20 +124,18 @@ class TarFiles(_ArchiveFiles):
 
     def __init__(self, path: Path, archive: Archive) -> None:
         super().__init__(path, archive)
-        self._members: dict[str, tarfile.TarInfo] = {}
         self._opened = contextlib.ExitStack()
         with self._opened, _readable(path):
             self._tar = self._opened.enter_context(open_tar(path, unpacked_limit(archive.size)))
             for member in checked_members(self._tar, path, unpacked_limit(archive.size)):
                 if member.isfile():
-                    self._add(member.name, member.size)
-                    self._members[member.name.removeprefix("./")] = member
+                    self._add(member.name, member.size, member)
             self._opened = self._opened.pop_all()  # stays open until close()
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
         self.size(name)
-        with _readable(self.where(name)), self._tar.extractfile(self._members[self._prefix + name]) as file:
+        with _readable(self.where(name)), self._tar.extractfile(self._members[name]) as file:
             yield file
 
     def close(self) -> None:
@@ -155,7 +147,6 @@ class ZipFiles(_ArchiveFiles):
 
     def __init__(self, path: Path, archive: Archive) -> None:
         super().__init__(path, archive)
-        self._names: dict[str, str] = {}
         with _readable(path):
             self._zip = zipfile.ZipFile(path)
             total = 0
@@ -169,13 +160,12 @@ class ZipFiles(_ArchiveFiles):
                 total += member.file_size
                 _check_total(path, member.filename, total, unpacked_limit(archive.size))
                 if not member.is_dir():
-                    self._add(member.filename, member.file_size)
-                    self._names[member.filename.removeprefix("./")] = member.filename
+                    self._add(member.filename, member.file_size, member)
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
         self.size(name)
-        with _readable(self.where(name)), self._zip.open(self._names[self._prefix + name]) as file:
+        with _readable(self.where(name)), self._zip.open(self._members[name]) as file:
             yield file
 
     def close(self) -> None:
@@ -322,7 +312,7 @@ def _readable(what: Path | str) -> Iterator[None]:
         yield
     except MemoryError:
         raise DataError(f"{what}: there is too little memory to read it") from None
-    except _DAMAGE as error:
+    except _DAMAGE + _UNEXPECTED as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk is full or may not be read
             raise DataError(f"{what}: {error}") from error
         reason = str(error) or type(error).__name__

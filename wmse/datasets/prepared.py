@@ -33,7 +33,7 @@ from wmse.files import atomic_path, file_digest, write_json, write_text
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-_HASH_ROWS = 4096  # rows read at once when an array is hashed again
+_HASH_ROWS = 4096  # Arrays are hashed again in blocks of this many rows.
 
 
 class PreparedSplit:

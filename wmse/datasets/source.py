@@ -15,10 +15,10 @@ from wmse.errors import DataError
 if TYPE_CHECKING:
     from wmse.datasets.archives import RawFiles
 
-UNLABELED = -1  # the label of an image that has none
+UNLABELED = -1  # The label of an image that has none.
 
 Log = Callable[[str], None]
-# One step of a parser: name of the stored array, uint8 images (n, 3, H, W), int64 labels (n,).
+# What a parser yields at a time: name of the stored array, uint8 images (n, 3, H, W), int64 labels (n,).
 Chunk = tuple[str, np.ndarray, np.ndarray]
 
 

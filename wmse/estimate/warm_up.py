@@ -25,13 +25,13 @@ from wmse.pretrain import Trainer
 from wmse.probes import knn_predict, linear_accuracy
 from wmse.runtime import Runtime
 
-FIRST_SIZE = 8  # A warm-up starts with so many images (or samples), to see how many it can afford.
-TIMED_SECONDS = 1.5  # The final measurement takes so long if the budget allows it.
-ROUNDS = 3  # The final measurement has so many; the median counts, so that a moment of another program does not.
-RETRIES = 2  # A quick look is repeated so often: one that another program delays would end the growth too early.
-PROBE_VALUES = 2**26  # The synthetic features of a probe have at most so many values, a quarter of a GB.
-KNN_TEST = 512  # The timed k-NN has so many test samples, two chunks of the real one.
-FILES = 32  # So many synthetic JPEG files are different; a longer list repeats them.
+FIRST_SIZE = 8  # A warm-up starts with this many images (or samples), to see how many it can afford.
+TIMED_SECONDS = 1.5  # The final measurement takes this long if the budget allows it.
+ROUNDS = 3  # The final measurement is made this many times; the median counts, not the moment of another program.
+RETRIES = 2  # A quick look is repeated this often: one that another program delays would end the growth too early.
+PROBE_VALUES = 2**26  # The most values of a probe's synthetic features: a quarter of a GB.
+KNN_TEST = 512  # The test samples of the timed k-NN, two chunks of the real one.
+FILES = 32  # The number of different synthetic JPEG files; a longer list repeats them.
 
 Task = Callable[[], object]  # what is measured, once
 
