@@ -21,11 +21,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wmse.datasets import SOURCES, Prepared, Rows, Source, find_sources, load, prepare
+from wmse.datasets import SOURCES, Prepared, Source, find_sources, load, prepare
 from wmse.datasets import imagenet as imagenet_module
 from wmse.datasets.archives import extract_class_tars, open_raw
 from wmse.datasets.build import prepare_source
 from wmse.datasets.prepared import load_prepared
+from wmse.datasets.source import Rows
 from wmse.errors import DataError
 from wmse.verify import verify
 

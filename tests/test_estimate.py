@@ -119,7 +119,7 @@ class Sleeper:
 
 def test_a_warm_up_grows_to_the_whole_batch_if_it_can(tmp_path: Path) -> None:
     sleeper = Sleeper()
-    cost = measure(sleeper, 32, 2.0, no_power(tmp_path))
+    cost = measure(sleeper, 32, 2.0, no_power(tmp_path), CPU)
     assert (sleeper.sizes[0], cost.size, cost.full) == (FIRST_SIZE, 32, 32)
     assert 0.001 <= cost.seconds < 0.002
     assert cost.watts is None
@@ -128,7 +128,7 @@ def test_a_warm_up_grows_to_the_whole_batch_if_it_can(tmp_path: Path) -> None:
 def test_a_warm_up_stays_within_its_budget_and_gives_the_cost_per_image(tmp_path: Path) -> None:
     sleeper = Sleeper()
     began = time.perf_counter()
-    cost = measure(sleeper, 100_000, 0.6, no_power(tmp_path), fit=lambda n: n - n % 32 if n >= 32 else n)
+    cost = measure(sleeper, 100_000, 0.6, no_power(tmp_path), CPU, fit=lambda n: n - n % 32 if n >= 32 else n)
     assert time.perf_counter() - began < 1.5
     assert 32 <= cost.size < 600
     assert cost.size % 32 == 0  # whole sub-batches
@@ -136,11 +136,11 @@ def test_a_warm_up_stays_within_its_budget_and_gives_the_cost_per_image(tmp_path
 
 
 def test_a_batch_that_does_not_fit_into_the_memory_is_halved(tmp_path: Path) -> None:
-    cost = measure(Sleeper(limit=40), 1024, 1.0, no_power(tmp_path))
+    cost = measure(Sleeper(limit=40), 1024, 1.0, no_power(tmp_path), CPU)
     assert cost.out_of_memory
     assert FIRST_SIZE < cost.size <= 40
     with pytest.raises(WmseError, match="not even 8 images"):
-        measure(Sleeper(limit=4), 1024, 1.0, no_power(tmp_path))
+        measure(Sleeper(limit=4), 1024, 1.0, no_power(tmp_path), CPU)
 
 
 def test_hours_and_energy_are_sums_over_the_work(tmp_path: Path) -> None:

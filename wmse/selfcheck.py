@@ -13,7 +13,7 @@ import torch
 
 import wmse
 from wmse.datasets import SOURCES
-from wmse.datasets.build import find_raw, verify_raw
+from wmse.datasets.build import placed_raw, verify_raw
 from wmse.errors import WmseError
 from wmse.provenance import cpu_name
 from wmse.whitening import whiten, wmse_loss
@@ -99,7 +99,7 @@ def check_network(device: torch.device) -> str:
 
 def check_embedded_data() -> str:
     """The data that comes with the package has the digests that the source names."""
-    found = [find_raw(source, Path()) for source in SOURCES.values() if source.embedded]
+    found = [next(placed_raw(source, Path())) for source in SOURCES.values() if source.embedded]
     checked = [file for path, form in found for file in verify_raw(path, form)]
     if not checked:
         raise CheckFailed("no embedded data found")

@@ -16,29 +16,15 @@ from pathlib import Path
 
 from wmse.datasets.build import prepare_source
 from wmse.datasets.prepared import Prepared, load_prepared
-from wmse.datasets.source import UNLABELED, Archive, Log, Rows, Source
+from wmse.datasets.source import Log, Source
 from wmse.datasets.splits import ArrayDataset, ArraySplit, Dataset, Split
 from wmse.errors import DataError
 
-__all__ = [
-    "SOURCES",
-    "UNLABELED",
-    "Archive",
-    "ArrayDataset",
-    "ArraySplit",
-    "Dataset",
-    "Prepared",
-    "Rows",
-    "Source",
-    "Split",
-    "find_sources",
-    "load",
-    "prepare",
-]
+__all__ = ["SOURCES", "ArrayDataset", "ArraySplit", "Dataset", "Prepared", "Source", "Split", "load", "prepare"]
 
 
 def find_sources(package: str, folders: Iterable[str]) -> dict[str, Source]:
-    """The benchmarks of a package by name, from its modules with a tuple `SOURCES`. ValueError for a name used twice."""
+    """The benchmarks of a package by name: what its modules list in `SOURCES`. ValueError if two have the same name."""
     found: dict[str, Source] = {}
     for name in sorted(module.name for module in pkgutil.iter_modules(folders)):
         for source in getattr(importlib.import_module(f"{package}.{name}"), "SOURCES", ()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,30 +38,18 @@ def prepare_source(
         return load_prepared(source, data_root)
 
 
-def find_raw(source: Source, raw: Path) -> tuple[Path, Archive] | None:
-    """What lies in the folder `raw`: an official archive, else an official folder, or its content in `raw` itself."""
+def placed_raw(source: Source, raw: Path) -> Iterator[tuple[Path, Archive]]:
+    """All that lies in the folder `raw`: official archives, then official folders, or their content in `raw` itself."""
     if source.embedded is not None:
-        return Path(__file__).with_name(source.embedded.folder), source.embedded
-    if archives := _placed_archives(source, raw):
-        return archives[0]
+        yield Path(__file__).with_name(source.embedded.folder), source.embedded
+    for archive in source.archives:
+        if (raw / archive.name).is_file():
+            yield raw / archive.name, archive
     for archive in source.archives:
         if archive.folder and (raw / archive.folder).is_dir():
-            return raw / archive.folder, archive
-        if archive.files and all((raw / name).is_file() for name in archive.files):
-            return raw, archive
-    return None
-
-
-def published_raw(source: Source, raw: Path) -> list[tuple[Path, Archive]]:
-    """What can be compared with published digests: every archive in the folder `raw`, else what `find_raw` finds."""
-    placed = _placed_archives(source, raw)
-    if not placed and (found := find_raw(source, raw)):
-        placed = [found]
-    return [(path, form) for path, form in placed if (form.digest if path.is_file() else any(form.files.values()))]
-
-
-def _placed_archives(source: Source, raw: Path) -> list[tuple[Path, Archive]]:
-    return [(raw / archive.name, archive) for archive in source.archives if (raw / archive.name).is_file()]
+            yield raw / archive.folder, archive
+        elif archive.files and all((raw / name).is_file() for name in archive.files):
+            yield raw, archive
 
 
 def instructions(source: Source, raw: Path) -> str:
@@ -102,8 +91,7 @@ def _verify_file(path: Path, name: str, digest: str) -> dict[str, Any]:
 
 def _prepare_arrays(source: Source, data_root: Path, allowed: bool, progress: bool | None, log: Log) -> None:
     raw = (data_root / source.name / "raw").absolute()
-    found = find_raw(source, raw) or _download_any(source, raw, allowed, progress, log)
-    path, archive = found
+    path, archive = next(placed_raw(source, raw), None) or _download_any(source, raw, allowed, progress, log)
     log(f"{source.name}: checking {path}")
     checked = verify_raw(path, archive)
     log(f"{source.name}: reading {path}")

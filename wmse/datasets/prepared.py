@@ -111,12 +111,9 @@ class Prepared:
 
     def verify(self) -> None:
         """Hash all stored arrays again; DataError naming the file that is not what the manifest says."""
-        seen: dict[str, str] = {}
-        for entry in self.manifest["splits"].values():
-            for kind in ("images", "labels", "paths"):
-                if kind in entry:
-                    seen[entry[kind]] = entry[f"{kind}_sha256"]
-        for name, expected in seen.items():
+        entries, kinds = self.manifest["splits"].values(), ("images", "labels", "paths")
+        stored = {entry[kind]: entry[f"{kind}_sha256"] for entry in entries for kind in kinds if kind in entry}
+        for name, expected in stored.items():
             _check_digest(self.folder / name, expected)
 
 
@@ -315,12 +312,11 @@ def _store_labels(folder: Path, name: str, labels: np.ndarray) -> dict[str, Any]
 def _write_manifest(
     source: Source, folder: Path, stored: dict[str, dict[str, Any]], raw_files: list[dict[str, Any]], key: str
 ) -> None:
-    splits = {
-        name: {**stored[rows.array], "start": rows.start, "stop": rows.stop, "count": rows.stop - rows.start}
-        for name, rows in source.splits.items()
-    }
-    for entry in splits.values():
-        entry["shape"] = [entry["count"], *entry["shape"][1:]]
+    splits = {}
+    for name, rows in source.splits.items():
+        entry, count = stored[rows.array], rows.stop - rows.start
+        part = {"shape": [count, *entry["shape"][1:]], "start": rows.start, "stop": rows.stop, "count": count}
+        splits[name] = {**entry, **part}
     content = {
         "arrays": {name: [entry["shape"], entry[key], entry["labels_sha256"]] for name, entry in stored.items()},
         "splits": {name: [rows.array, rows.start, rows.stop] for name, rows in source.splits.items()},

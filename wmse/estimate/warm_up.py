@@ -52,7 +52,7 @@ def measure(
     full: int,
     budget: float,
     meter: PowerMeter,
-    synchronize: Callable[[], None] = lambda: None,
+    device: torch.device,
     fit: Callable[[int], int] = lambda size: size,
     smallest: int = FIRST_SIZE,
 ) -> Cost:
@@ -62,7 +62,6 @@ def measure(
 
     Args:
         build: gives for a size the function that does it once.
-        synchronize: waits for the device.
         fit: rounds a size down to one that is possible.
     """
     began, size, limit = time.perf_counter(), min(smallest, full), full
@@ -70,7 +69,7 @@ def measure(
         try:
             task = None  # frees the memory of the smaller one
             task = build(size)
-            once = _quick_look(task, budget, synchronize)
+            once = _quick_look(task, budget, device)
         except torch.OutOfMemoryError:
             if size <= smallest:
                 raise WmseError(f"not even {size} images at a time fit into the memory of the GPU") from None
@@ -86,25 +85,30 @@ def measure(
         size = larger
     times = max(1, int(min(left, TIMED_SECONDS) / ROUNDS / once))
     with meter:
-        rounds = [_clock(task, times, synchronize) for _ in range(ROUNDS if left > ROUNDS * once else 1)]
+        rounds = [_clock(task, times, device) for _ in range(ROUNDS if left > ROUNDS * once else 1)]
     return Cost(statistics.median(rounds) / times / size, size, full, meter.watts, out_of_memory=limit < full)
 
 
-def _clock(task: Task, times: int, synchronize: Callable[[], None]) -> float:
-    synchronize()
+def _clock(task: Task, times: int, device: torch.device) -> float:
+    _wait(device)
     start = time.perf_counter()
     for _ in range(times):
         task()
-    synchronize()
+    _wait(device)
     return time.perf_counter() - start
 
 
-def _quick_look(task: Task, budget: float, synchronize: Callable[[], None]) -> float:
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _quick_look(task: Task, budget: float, device: torch.device) -> float:
     """Seconds of a call, after an untimed one that pays for allocations, autotuning and compilation."""
-    _clock(task, 1, synchronize)
-    once = _clock(task, 1, synchronize)
+    _clock(task, 1, device)
+    once = _clock(task, 1, device)
     for _ in range(RETRIES if once < budget / 20 else 0):
-        once = min(once, _clock(task, 1, synchronize))
+        once = min(once, _clock(task, 1, device))
     return once
 
 
@@ -145,10 +149,9 @@ class WarmUp:
         smallest: int = FIRST_SIZE,
     ) -> Cost:
         if key not in self.costs:
-            place = self.runtime(spec).device
-            wait = (lambda: torch.cuda.synchronize(place)) if place.type == "cuda" else lambda: None
+            device = self.runtime(spec).device
             try:
-                cost = self.costs[key] = measure(build, full, budget, self.meter, wait, fit, smallest)
+                cost = self.costs[key] = measure(build, full, budget, self.meter, device, fit, smallest)
             except WmseError as error:
                 raise type(error)(f"warm-up of {spec.cell}, {what}: {error}") from None
             self.log(
