@@ -65,30 +65,22 @@ class ArrayImages:
     def __len__(self) -> int:
         return len(self.images)
 
-    def _take(self, index: Tensor) -> Tensor:
-        return self.images[index.to(self.images.device)].to(self.device, non_blocking=True)
-
     def prefetch(self, index: Tensor) -> None:
         """The images are in memory already."""
 
     def views(self, index: Tensor, d: int, seed: int, step: int) -> list[Tensor]:
         """d views of the images `index` (N,): d tensors (N, 3, H, W), drawn from the stream (seed, step)."""
-        images = self._take(index)
+        images = self.images[index.to(self.images.device)].to(self.device, non_blocking=True)
         h, w = images.shape[-2:]
-        return [
-            make_view(
-                images, self.recipe, draw_params(len(index), h, w, self.recipe, stream(seed, "views", step, view))
-            )
-            for view in range(d)
-        ]
+        drawn = [draw_params(len(index), h, w, self.recipe, stream(seed, "views", step, view)) for view in range(d)]
+        return [make_view(images, self.recipe, params) for params in drawn]
 
     def plain(self, batch: int = 1000) -> Iterator[Tensor]:
         """The un-augmented, normalised view of every image in order: tensors (<= batch, 3, H, W) on the device."""
         for start in range(0, len(self), batch):
             images = self.images[start : start + batch].to(self.device)
-            yield normalize(
-                resize_center_crop(images, self.resize, self.recipe.size), self.recipe.mean, self.recipe.std
-            )
+            pixels = resize_center_crop(images, self.resize, self.recipe.size)
+            yield normalize(pixels, self.recipe.mean, self.recipe.std)
 
     def close(self) -> None:
         """There is nothing to end."""

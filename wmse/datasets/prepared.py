@@ -223,19 +223,23 @@ def write_arrays(
 def write_listing(source: Source, data_root: Path, listing: Listing) -> None:
     """Store the list of JPEG files of a streamed benchmark; DataError if the counts are not the published ones."""
     folder = _fresh_folder(source, data_root)
+    label_of = {class_name: label for label, class_name in enumerate(listing.classes)}
     stored: dict[str, dict[str, Any]] = {}
     for name in source.arrays():
-        paths, labels = listing.paths[name], listing.labels[name]
+        images = listing.images[name]
+        labels = np.array([label_of[class_name] for class_name, _ in images], np.int64)
         check_counts(source, name, labels, str(listing.raw))
+        # Whatever the folder layout, these lines identify the images.
+        keys = "\n".join(f"{class_name}/{path.name} {path.stat().st_size}" for class_name, path in images)
         target = folder / f"{name}-paths.txt"
-        write_text(target, "".join(f"{path}\n" for path in paths))
+        write_text(target, "".join(f"{path.relative_to(listing.raw).as_posix()}\n" for _, path in images))
         stored[name] = {
             "paths": target.name,
             "raw": os.path.relpath(listing.raw, data_root),
-            "shape": [len(paths)],
+            "shape": [len(images)],
             "paths_sha256": _content_sha256(target),
             "paths_bytes": target.stat().st_size,
-            "files_sha256": hashlib.sha256("\n".join(listing.keys[name]).encode()).hexdigest(),
+            "files_sha256": hashlib.sha256(keys.encode()).hexdigest(),
             **_store_labels(folder, name, labels),
         }
     _write_manifest(source, folder, stored, [], key="files_sha256")
