@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,14 @@ def prepare_source(
 ) -> Prepared:
     """Bring `source` into its prepared form unless it is there already; see `wmse.datasets.prepare`."""
     data_root = Path(data_root)
-    try:
+    with contextlib.suppress(DataError):
         return load_prepared(source, data_root)
-    except DataError:
-        pass
     lock = data_root / source.name / ".prepare.lock"
     if holder := lock_holder(lock):
         log(f"{source.name}: waiting for {holder}")
     with exclusive_lock(lock, f"wmse prepare {source.name}", error=DataError, wait=True):
-        try:
+        with contextlib.suppress(DataError):
             return load_prepared(source, data_root)  # another process may have finished meanwhile
-        except DataError:
-            pass
         if source.streamed:
             write_listing(source, data_root, source.scan(source, data_root, log))
         else:

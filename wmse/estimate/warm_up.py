@@ -15,6 +15,7 @@ import torch
 
 from wmse.config import RunSpec
 from wmse.datasets import SOURCES, ArrayDataset, ArraySplit
+from wmse.datasets.source import Log
 from wmse.errors import ConfigError, WmseError
 from wmse.estimate.plan import extraction_key, feature_count, image_shape, step_key
 from wmse.features import extract, raw_pixels
@@ -125,12 +126,7 @@ class WarmUp:
     """
 
     def __init__(
-        self,
-        runtime: Callable[[RunSpec], Runtime],
-        seconds: float,
-        meter: PowerMeter,
-        folder: Path,
-        log: Callable[[str], None],
+        self, runtime: Callable[[RunSpec], Runtime], seconds: float, meter: PowerMeter, folder: Path, log: Log
     ) -> None:
         if not 0 < seconds < float("inf"):
             raise ConfigError(f"--seconds: must be a positive number of seconds, got {seconds:g}")
