@@ -1,7 +1,7 @@
 """Downloads that survive what public hosts do: stall, trickle, cut off, ignore ranges, answer with an error page.
 
 Bytes go to `<name>.part`, which a later try continues and which gets its real name only once its checksum is right.
-By hand, as requests continues and checks no body and pooch resumes nothing: with either, this would hardly be shorter.
+By hand: requests would replace the redirect rules and the parsing of Retry-After alone, and pooch resumes nothing.
 """
 
 from __future__ import annotations
