@@ -19,8 +19,9 @@ import torch
 from PIL import Image
 from timing import Table, ratio
 
-from wmse.datasets import SOURCES, Rows, Source
+from wmse.datasets import SOURCES, Source
 from wmse.datasets.build import prepare_source
+from wmse.datasets.source import Rows
 
 RNG = np.random.default_rng(0)
 ROUNDS = 5

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from synthetic import Data, Split
+from synthetic import dataset
 from timing import Table, resident, synchronize
 
 from wmse.config import make_spec
@@ -62,9 +62,9 @@ def _case(device: torch.device, d: int, n: int, images: int) -> tuple[float, flo
         stored[:] = np.random.default_rng(0).integers(0, 256, (1, 3, 32, 32), dtype=np.uint8)
         stored.flush()
         mapped = np.load(f"{folder}/images.npy", mmap_mode="r")
-        few = Split(mapped[:100], np.arange(100) % 10)
-        data = Data(pretrain=Split(mapped, np.zeros(images, np.int64)), train=few, test=few)
-        trainer = Trainer(spec, data, Path(folder), resolve(str(device)), log=lambda line: None, progress_bar=False)
+        trainer = Trainer(
+            spec, dataset(mapped), Path(folder), resolve(str(device)), log=lambda line: None, progress_bar=False
+        )
         if device.type == "cpu":
             Path("/proc/self/clear_refs").write_text("5")  # what came before, imports and noise, does not count
         step = _median(lambda: trainer.step(torch.randperm(images)[:n]), device, 7)

@@ -1,32 +1,19 @@
-"""Data sets of noise in memory, with the interface of a prepared benchmark."""
+"""Data sets of noise in memory."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
-
-@dataclass
-class Split:
-    """The interface of `wmse.datasets.Split`: uint8 images (n, 3, side, side) and int64 labels (n,)."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
+from wmse.datasets import ArrayDataset, ArraySplit
 
 
-class Data(dict[str, Split]):
-    """The interface of `wmse.datasets.Prepared`."""
-
-    digest = "sha256:synthetic"
-
-
-def arrays(n: int, side: int = 32) -> Data:
+def arrays(n: int, side: int = 32) -> ArrayDataset:
     """n images for pretraining and 100 for the probes."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (n, 3, side, side), dtype=np.uint8)
-    few = Split(images[:100], np.arange(100) % 10)
-    return Data(pretrain=Split(images, np.arange(n) % 10), train=few, test=few)
+    images = np.random.default_rng(0).integers(0, 256, (n, 3, side, side), dtype=np.uint8)
+    return dataset(images)
+
+
+def dataset(images: np.ndarray) -> ArrayDataset:
+    """uint8 images (n, 3, side, side) for pretraining, the first 100 of them for the probes."""
+    few = ArraySplit(np.arange(100) % 10, images=images[:100])
+    return ArrayDataset(pretrain=ArraySplit(np.arange(len(images)) % 10, images=images), train=few, test=few)

@@ -21,12 +21,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wmse.datasets import SOURCES, Prepared, Rows, Source, find_sources, load, prepare
+from wmse.datasets import SOURCES, Prepared, Source, find_sources, load, prepare
 from wmse.datasets import imagenet as imagenet_module
 from wmse.datasets.archives import extract_class_tars, open_raw
 from wmse.datasets.build import prepare_source
 from wmse.datasets.prepared import load_prepared
+from wmse.datasets.source import Rows
 from wmse.errors import DataError
+from wmse.verify import verify
 
 ROOT = Path(__file__).resolve().parents[1]
 RNG = np.random.default_rng(0)
@@ -666,6 +668,26 @@ def test_imagenet_official_archives_are_unpacked(tmp_path):
     data = run(with_archive(with_archive(imagenet_source(), train), val), tmp_path / "tars")
     assert data.digest == run(imagenet_source(), tmp_path / "plain").digest
     assert not list((raw / "train").glob(".*"))
+
+
+def test_where_nothing_of_imagenet_can_be_hashed_nothing_counts_as_verified(tmp_path):
+    (tmp_path / "imagenet").mkdir()
+    assert verify([], tmp_path, tmp_path).checked == {}
+    write_imagenet(tmp_path / "imagenet/raw", WNIDS)  # images alone, of which no digest is published
+    assert verify([], tmp_path, tmp_path).checked == {}
+
+
+@pytest.mark.parametrize("damaged", ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"])
+def test_both_archives_of_imagenet_are_verified(tmp_path, monkeypatch, damaged):
+    source = SOURCES["imagenet"]
+    for archive in source.archives:
+        source = with_archive(source, put(tmp_path / "imagenet/raw" / archive.name, archive.name))
+    monkeypatch.setitem(SOURCES, "imagenet", source)
+    findings = verify([], tmp_path, tmp_path)
+    assert (findings.checked, findings.problems) == ({"raw data": 2}, [])
+    path = put(tmp_path / "imagenet/raw" / damaged, damaged.swapcase())
+    (problem,) = verify([], tmp_path, tmp_path).problems
+    assert problem.startswith(f"{path}: sha256 is ")
 
 
 def test_class_archives_are_chosen_and_checked(tmp_path):

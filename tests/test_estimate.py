@@ -4,43 +4,29 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TINY, FakeData, tiny_spec
+from conftest import ROOT, TINY, tiny_spec
 
 from wmse.cli import main
 from wmse.config import load_project
+from wmse.datasets import ArrayDataset
 from wmse.errors import ConfigError, WmseError
-from wmse.estimate import (
-    KNN_TEST,
-    SMALLEST,
-    Cost,
-    Row,
-    WarmUp,
-    count,
-    duration,
-    estimate,
-    extraction_key,
-    feature_count,
-    image_counts,
-    image_shape,
-    measure,
-    notes,
-    number,
-    step_key,
-    table,
-    total,
-    workload,
-)
+from wmse.estimate import WarmUp, as_table, estimate_runs, notes, total
+from wmse.estimate.plan import extraction_key, feature_count, image_counts, image_shape, step_key, workload
+from wmse.estimate.table import RunEstimate, format_count, format_hours, format_number
+from wmse.estimate.warm_up import FIRST_SIZE, KNN_TEST, Cost, measure
 from wmse.methods import build_encoder
-from wmse.power import PowerMeter, mean_power
+from wmse.power import PowerMeter
 from wmse.pretrain import Trainer
 from wmse.runtime import Runtime
 
@@ -61,7 +47,7 @@ def fake_warm_up(**seconds: float) -> Any:
     return Fake()
 
 
-def test_counts_are_those_of_the_trainer(data: FakeData, tmp_path: Path) -> None:
+def test_counts_are_those_of_the_trainer(data: ArrayDataset, tmp_path: Path) -> None:
     spec = tiny_spec("wmse-4", epochs=7, lr_drops=[2], eval_every=3, eval_every_final=1)
     trainer = Trainer(spec, data, tmp_path, Runtime(CPU), log=lambda line: None)
     history = trainer.run()
@@ -133,8 +119,8 @@ class Sleeper:
 
 def test_a_warm_up_grows_to_the_whole_batch_if_it_can(tmp_path: Path) -> None:
     sleeper = Sleeper()
-    cost = measure(sleeper, 32, 2.0, no_power(tmp_path))
-    assert (sleeper.sizes[0], cost.size, cost.full) == (SMALLEST, 32, 32)
+    cost = measure(sleeper, 32, 2.0, no_power(tmp_path), CPU)
+    assert (sleeper.sizes[0], cost.size, cost.full) == (FIRST_SIZE, 32, 32)
     assert 0.001 <= cost.seconds < 0.002
     assert cost.watts is None
 
@@ -142,7 +128,7 @@ def test_a_warm_up_grows_to_the_whole_batch_if_it_can(tmp_path: Path) -> None:
 def test_a_warm_up_stays_within_its_budget_and_gives_the_cost_per_image(tmp_path: Path) -> None:
     sleeper = Sleeper()
     began = time.perf_counter()
-    cost = measure(sleeper, 100_000, 0.6, no_power(tmp_path), fit=lambda n: n - n % 32 if n >= 32 else n)
+    cost = measure(sleeper, 100_000, 0.6, no_power(tmp_path), CPU, fit=lambda n: n - n % 32 if n >= 32 else n)
     assert time.perf_counter() - began < 1.5
     assert 32 <= cost.size < 600
     assert cost.size % 32 == 0  # whole sub-batches
@@ -150,27 +136,27 @@ def test_a_warm_up_stays_within_its_budget_and_gives_the_cost_per_image(tmp_path
 
 
 def test_a_batch_that_does_not_fit_into_the_memory_is_halved(tmp_path: Path) -> None:
-    cost = measure(Sleeper(limit=40), 1024, 1.0, no_power(tmp_path))
+    cost = measure(Sleeper(limit=40), 1024, 1.0, no_power(tmp_path), CPU)
     assert cost.out_of_memory
-    assert SMALLEST < cost.size <= 40
+    assert FIRST_SIZE < cost.size <= 40
     with pytest.raises(WmseError, match="not even 8 images"):
-        measure(Sleeper(limit=4), 1024, 1.0, no_power(tmp_path))
+        measure(Sleeper(limit=4), 1024, 1.0, no_power(tmp_path), CPU)
 
 
 def test_hours_and_energy_are_sums_over_the_work(tmp_path: Path) -> None:
     spec = tiny_spec("wmse-2", benchmark="fashion_mnist", epochs=3)  # evaluated after epochs 2 and 3
-    (row,) = estimate([spec], tmp_path, tmp_path, fake_warm_up(step=1.0))
+    (row,) = estimate_runs([spec], tmp_path, tmp_path, fake_warm_up(step=1.0))
     steps = 3 * (10_000 // 64)
     assert row.hours == pytest.approx(steps * 64 / 3600)
     assert row.evaluation_hours < 1e-6
     assert (row.ms_per_step, row.views_per_second) == (64_000, 2)
     assert row.kwh == pytest.approx(row.hours / 10)
-    (row,) = estimate([spec], tmp_path, tmp_path, fake_warm_up(extraction=1.0))
+    (row,) = estimate_runs([spec], tmp_path, tmp_path, fake_warm_up(extraction=1.0))
     assert row.hours == pytest.approx(3 * 12_000 / 3600)
     assert row.evaluation_hours == pytest.approx(row.hours)
-    (row,) = estimate([spec], tmp_path, tmp_path, fake_warm_up(knn=1.0))
+    (row,) = estimate_runs([spec], tmp_path, tmp_path, fake_warm_up(knn=1.0))
     assert row.hours == pytest.approx(3 * 10_000 * 2_000 / KNN_TEST / 3600)
-    (row,) = estimate([spec], tmp_path, tmp_path, fake_warm_up(linear=1.0))
+    (row,) = estimate_runs([spec], tmp_path, tmp_path, fake_warm_up(linear=1.0))
     assert row.hours == pytest.approx(TINY["probe_epochs"] * 10_000 / 3600)
 
 
@@ -178,12 +164,12 @@ def test_finished_runs_are_left_out_of_the_sum(tmp_path: Path) -> None:
     specs = [tiny_spec("wmse-2", benchmark="fashion_mnist", seed=seed) for seed in (0, 1)]
     (tmp_path / specs[0].run).mkdir(parents=True)
     (tmp_path / specs[0].run / "result.json").write_text("{}")
-    rows = estimate(specs, tmp_path, tmp_path, fake_warm_up(step=1.0))
+    rows = estimate_runs(specs, tmp_path, tmp_path, fake_warm_up(step=1.0))
     assert [row.done for row in rows] == [True, False]
     whole = total(rows)
     assert (whole["runs"], whole["done"], whole["views"]) == (1, 1, rows[1].views)
     assert whole["hours"] == rows[1].hours
-    assert "done" in table(rows).splitlines()[1]
+    assert "done" in as_table(rows).splitlines()[1]
     everything = [rows[0], replace(rows[1], done=True)]
     assert total(everything)["kwh"] == total(everything)["hours"] == 0
 
@@ -199,6 +185,14 @@ def zone(folder: Path, name: str, kind: str, microjoules: int) -> Path:
     return path
 
 
+@pytest.fixture
+def two_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is measured takes two seconds."""
+    moments = iter((10.0, 12.0))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(moments))
+
+
+@pytest.mark.usefixtures("two_seconds")
 def test_power_of_the_packages_from_their_counters_also_past_the_end(tmp_path: Path) -> None:
     first = zone(tmp_path, "intel-rapl:0", "package-0", 1_000_000)
     second = zone(tmp_path, "intel-rapl:1", "package-1", 9_000_000)
@@ -206,21 +200,20 @@ def test_power_of_the_packages_from_their_counters_also_past_the_end(tmp_path: P
     zone(tmp_path, "intel-rapl:2", "psys", 0)
     meter = PowerMeter(CPU, powercap=tmp_path)
     with meter:
-        time.sleep(0.2)
         (first / "energy_uj").write_text("3000000")
         (second / "energy_uj").write_text("1000000")  # from 9 J over 10 J to 1 J
-    assert meter.watts == pytest.approx(4 / 0.2, rel=0.3)
+    assert meter.watts == pytest.approx(4 / 2)
     assert "RAPL" in meter.describe()
 
 
 def test_power_that_is_not_known_is_said_and_given_power_is_taken(tmp_path: Path) -> None:
-    row = Row("r", False, 1, 1, 1, 1, hours=1.0, evaluation_hours=0.0)
+    row = RunEstimate("r", False, 1, 1, 1, 1, hours=1.0, evaluation_hours=0.0)
     meter = no_power(tmp_path)
     with meter:
         pass
     assert meter.watts is None
     assert "--watts N" in "\n".join(notes([row], meter))
-    assert table([row]).splitlines()[-1].endswith("—")
+    assert as_table([row]).splitlines()[-1].endswith("—")
     with PowerMeter(CPU, 250.0) as meter:
         pass
     assert meter.watts == 250
@@ -229,10 +222,64 @@ def test_power_that_is_not_known_is_said_and_given_power_is_taken(tmp_path: Path
             PowerMeter(CPU, bad)
 
 
-def test_samples_of_a_gpu() -> None:
-    assert mean_power("100.50\n101.50\n") == 101
-    assert mean_power("[N/A]\n") is None
-    assert mean_power("") is None
+class FakeNvml:
+    """Stands for the module `pynvml` on a machine with one GPU, whose counter shows `millijoules` one after another."""
+
+    NVMLError = OSError
+
+    def __init__(self, *millijoules: int) -> None:
+        self.millijoules = list(millijoules)
+
+    def nvmlInit(self) -> None:
+        if not self.millijoules:
+            raise self.NVMLError("no driver")
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        return uuid
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
+        assert handle == "GPU-1234"
+        return self.millijoules.pop(0)
+
+
+def gpu_meter(nvml: FakeNvml, powercap: Path, monkeypatch: pytest.MonkeyPatch) -> PowerMeter:
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1234"))
+    return PowerMeter(torch.device("cuda"), powercap=powercap)
+
+
+@pytest.mark.usefixtures("two_seconds")
+def test_power_of_a_gpu_from_its_counter_and_of_the_packages_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = zone(tmp_path, "intel-rapl:0", "package-0", 1_000_000)
+    with gpu_meter(FakeNvml(1, 5_000, 605_000), tmp_path, monkeypatch) as meter:
+        (package / "energy_uj").write_text("3000000")
+    assert meter.watts == pytest.approx((600 + 2) / 2)
+    assert "the GPU (NVML) and the CPU packages (RAPL)" in meter.describe()
+
+
+@pytest.mark.parametrize("millijoules", [(), (1, 5_000, 5_000)], ids=["no NVML", "too short for the counter"])
+def test_without_the_gpus_energy_the_power_is_not_known(
+    millijoules: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = zone(tmp_path, "intel-rapl:0", "package-0", 1_000_000)
+    with gpu_meter(FakeNvml(*millijoules), tmp_path, monkeypatch) as meter:
+        (package / "energy_uj").write_text("3000000")
+    assert meter.watts is None
+    assert ("--watts N." in meter.describe()) == (not millijoules)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_at_work_draws_some_power(tmp_path: Path) -> None:
+    device = torch.device("cuda")
+    with PowerMeter(device, powercap=tmp_path) as meter:
+        x = torch.randn(4096, 4096, device=device)
+        for _ in range(200):
+            x = torch.tanh(x @ x)
+        torch.cuda.synchronize(device)
+        time.sleep(0.5)
+    assert meter.watts is None or 10 < meter.watts < 2000
 
 
 # --- output -----------------------------------------------------------------------------------------------------------
@@ -241,19 +288,19 @@ def test_samples_of_a_gpu() -> None:
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (count(999), "999"),
-        (count(102_400_000), "102.4 M"),
-        (count(97_000), "97 k"),
-        (count(3.0749e9), "3.075 G"),
-        (number(None), "—"),
-        (number(0), "0"),
-        (number(0.00042), "0.0004"),
-        (number(0.01234), "0.0123"),
-        (number(12345.6), "12,346"),
-        (duration(0.01), "36 s"),
-        (duration(0.2), "12.0 min"),
-        (duration(3.4), "3.4 h"),
-        (duration(124.8), "5.2 days"),
+        (format_count(999), "999"),
+        (format_count(102_400_000), "102.4 M"),
+        (format_count(97_000), "97 k"),
+        (format_count(3.0749e9), "3.075 G"),
+        (format_number(None), "—"),
+        (format_number(0), "0"),
+        (format_number(0.00042), "0.0004"),
+        (format_number(0.01234), "0.0123"),
+        (format_number(12345.6), "12,346"),
+        (format_hours(0.01), "36 s"),
+        (format_hours(0.2), "12.0 min"),
+        (format_hours(3.4), "3.4 h"),
+        (format_hours(124.8), "5.2 days"),
     ],
 )
 def test_formats(shown: str, expected: str) -> None:
@@ -263,11 +310,11 @@ def test_formats(shown: str, expected: str) -> None:
 def test_the_table_is_aligned_and_marks_what_was_scaled() -> None:
     times = {"ms_per_step": 10.0, "views_per_second": 5.0, "hours": 2.0, "evaluation_hours": 0.5, "kwh": 1.0}
     rows = [
-        Row("whole", False, 10, 5, 1, 64, 64, **times),
-        Row("a longer name", False, 10, 5, 1, 64, 32, **times),
-        Row("baseline", False, 0, 0, 0, 64, hours=1.0, evaluation_hours=1.0, kwh=0.5),
+        RunEstimate("whole", False, 10, 5, 1, 64, 64, **times),
+        RunEstimate("a longer name", False, 10, 5, 1, 64, 32, **times),
+        RunEstimate("baseline", False, 0, 0, 0, 64, hours=1.0, evaluation_hours=1.0, kwh=0.5),
     ]
-    lines = table(rows).splitlines()
+    lines = as_table(rows).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert ["10* " in line for line in lines] == [False, False, True, False, False]
     assert lines[-1].split() == ["sum", "of", "3", "20", "10", "5", "2", "2.5"]
@@ -318,7 +365,7 @@ def test_less_than_a_sub_batch_is_whitened_when_a_whole_one_takes_too_long(tmp_p
     spec = tiny_spec("wmse-4", batch_size=512, w_size=256, embedding=128, benchmark="imagenet")
     warm_up = WarmUp(lambda _: Runtime(CPU), 1e-3, no_power(tmp_path), tmp_path, lambda line: None)
     cost = warm_up.step(spec)
-    assert cost.size == SMALLEST
+    assert cost.size == FIRST_SIZE
     assert cost.seconds > 0
     assert warm_up.step(replace(spec, seed=1)) is cost
     assert image_shape("imagenet") == (375, 500)

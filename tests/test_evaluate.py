@@ -95,7 +95,7 @@ def test_another_runs_encoder_or_data_is_refused(data: FakeData, tmp_path: Path)
         evaluate(spec, data, tmp_path, CPU, **SILENT)
     edited.write_text(edited.read_text().replace('"resumed": 1', '"resumed": 0'))
     data.digest = "sha256:other"
-    with pytest.raises(CheckpointError, match="trained on data with digest sha256:fake"):
+    with pytest.raises(CheckpointError, match="trained on data with digest sha256:memory"):
         evaluate(spec, data, tmp_path, CPU, **SILENT)
 
 

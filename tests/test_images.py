@@ -2,44 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import FakeData, tiny_spec
+from conftest import tiny_spec
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, PILToTensor, Resize
 
 import wmse.images
-from wmse.datasets import SOURCES
+from wmse.datasets import SOURCES, ArrayDataset, ArraySplit
 from wmse.errors import DataError
+from wmse.estimate.plan import feature_count
 from wmse.evaluate import evaluate
+from wmse.features import raw_pixels
 from wmse.images import ArrayImages, FileImages, open_images
 from wmse.images import _chunks_of_like_size as like_size
 from wmse.pretrain import Trainer, pretrain
 from wmse.runtime import Runtime
 from wmse.streams import stream
-from wmse.views import ViewRecipe, draw_params, make_view
+from wmse.views import ViewRecipe, draw_params, make_view, normalize
 
 CPU = torch.device("cpu")
 RECIPE = ViewRecipe(size=24, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3))
 
 
-@dataclass
-class FileSplit:
-    """The interface of `wmse.datasets.Split` for a streamed benchmark."""
-
-    paths: list[Path]
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-
 @pytest.fixture
-def jpegs(tmp_path: Path) -> FileSplit:
+def jpegs(tmp_path: Path) -> ArraySplit:
     """72 JPEGs of different sizes, some grey, of three classes that differ in brightness."""
     rng = np.random.default_rng(0)
     paths, labels = [], np.arange(72) % 3
@@ -49,10 +42,10 @@ def jpegs(tmp_path: Path) -> FileSplit:
         pixels = rng.integers(60 * label, 60 * label + 100, (h, w) if grey else (h, w, 3), dtype=np.uint8)
         paths.append(tmp_path / f"{i}.JPEG")
         Image.fromarray(pixels).save(paths[-1])
-    return FileSplit(paths, labels.astype(np.int64))
+    return ArraySplit(labels.astype(np.int64), paths=paths)
 
 
-def test_views_depend_on_seed_and_step_only(data: FakeData) -> None:
+def test_views_depend_on_seed_and_step_only(data: ArrayDataset) -> None:
     images, index = ArrayImages(data["train"].images, RECIPE, 0, CPU), torch.tensor([5, 3, 8])
     first = images.views(index, 2, seed=0, step=7)
     torch.manual_seed(123)
@@ -63,7 +56,7 @@ def test_views_depend_on_seed_and_step_only(data: FakeData) -> None:
     assert [view.shape for view in first] == [(3, 3, 24, 24)] * 2
 
 
-def test_more_positives_keep_the_first_ones(data: FakeData) -> None:
+def test_more_positives_keep_the_first_ones(data: ArrayDataset) -> None:
     images, index = ArrayImages(data["train"].images, RECIPE, 0, CPU), torch.arange(4)
     two, four = images.views(index, 2, 0, 0), images.views(index, 4, 0, 0)
     assert torch.equal(two[0], four[0])
@@ -71,7 +64,7 @@ def test_more_positives_keep_the_first_ones(data: FakeData) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_streamed_views_do_not_depend_on_the_number_of_threads(jpegs: FileSplit, threads: int) -> None:
+def test_streamed_views_do_not_depend_on_the_number_of_threads(jpegs: ArraySplit, threads: int) -> None:
     index = torch.tensor([0, 9, 30])
     reference = FileImages(jpegs.paths, RECIPE, 32, CPU, threads=2).views(index, 3, seed=0, step=1)
     views = FileImages(jpegs.paths, RECIPE, 32, CPU, threads=threads).views(index, 3, seed=0, step=1)
@@ -81,7 +74,7 @@ def test_streamed_views_do_not_depend_on_the_number_of_threads(jpegs: FileSplit,
 
 @pytest.mark.parametrize("chunk", [1, 3, 64])
 def test_streamed_views_equal_those_of_each_image_alone(
-    jpegs: FileSplit, chunk: int, monkeypatch: pytest.MonkeyPatch
+    jpegs: ArraySplit, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Images of different sizes are padded to a common one: nothing of the padding may reach a view."""
     monkeypatch.setattr(wmse.images, "_chunks_of_like_size", lambda sizes, _: like_size(sizes, chunk))
@@ -104,7 +97,7 @@ def test_draws_for_images_of_one_size_are_those_for_many_sizes() -> None:
         assert torch.equal(getattr(one, name), getattr(many, name))
 
 
-def test_prefetching_changes_no_bit_and_is_never_needed(jpegs: FileSplit) -> None:
+def test_prefetching_changes_no_bit_and_is_never_needed(jpegs: ArraySplit) -> None:
     first, second = torch.tensor([4, 5, 6]), torch.tensor([7, 1, 0])
     plain = FileImages(jpegs.paths, RECIPE, 32, CPU)
     expected = [plain.views(index, 2, 0, step) for step, index in enumerate((first, second))]
@@ -118,7 +111,7 @@ def test_prefetching_changes_no_bit_and_is_never_needed(jpegs: FileSplit) -> Non
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_a_broken_image_that_was_prefetched_is_named_when_it_is_needed(jpegs: FileSplit) -> None:
+def test_a_broken_image_that_was_prefetched_is_named_when_it_is_needed(jpegs: ArraySplit) -> None:
     jpegs.paths[4].write_bytes(b"not a JPEG")
     images = FileImages(jpegs.paths, RECIPE, 32, CPU)
     images.prefetch(torch.tensor([4]))
@@ -126,7 +119,7 @@ def test_a_broken_image_that_was_prefetched_is_named_when_it_is_needed(jpegs: Fi
         images.views(torch.tensor([4]), 2, 0, 0)
 
 
-def test_plain_streamed_images_equal_torchvisions_evaluation_transform(jpegs: FileSplit) -> None:
+def test_plain_streamed_images_equal_torchvisions_evaluation_transform(jpegs: ArraySplit) -> None:
     images = torch.cat(list(FileImages(jpegs.paths, RECIPE, 32, CPU).plain(batch=7)))
     transform = Compose([Resize(32, InterpolationMode.BICUBIC), CenterCrop(24), PILToTensor()])
     normalise = Normalize(RECIPE.mean, RECIPE.std)
@@ -137,18 +130,56 @@ def test_plain_streamed_images_equal_torchvisions_evaluation_transform(jpegs: Fi
         assert error.max() < 2
 
 
-def test_a_broken_image_is_named(jpegs: FileSplit) -> None:
+@pytest.mark.parametrize("size", [16, 32, 40])
+def test_without_a_size_of_their_own_plain_images_have_that_of_the_views(
+    size: int, data: ArrayDataset, tmp_path: Path
+) -> None:
+    arrays = data["test"].images
+    recipe = replace(RECIPE, size=size)
+    whole, resized = (
+        torch.cat(list(ArrayImages(arrays, recipe, resize, CPU).plain(batch=7))) for resize in (0, recipe.size)
+    )
+    assert whole.shape == (len(arrays), 3, size, size)
+    assert torch.equal(whole, resized)
+    if size == arrays.shape[-1]:  # then no level changes
+        assert torch.equal(whole, normalize(torch.from_numpy(arrays).float(), recipe.mean, recipe.std))
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path, image in zip(paths, arrays, strict=False):
+        Image.fromarray(image.transpose(1, 2, 0)).save(path)
+    assert torch.equal(torch.cat(list(FileImages(paths, recipe, 0, CPU).plain())), whole[:3])
+
+
+def test_a_run_is_probed_at_the_size_it_was_trained_at(data: ArrayDataset) -> None:
+    spec = tiny_spec("pixels", view_size=16, eval_resize=0)
+    images = open_images(data["test"], SOURCES["cifar10"], spec, CPU)
+    assert raw_pixels(images).shape == (60, feature_count(spec)) == (60, 3 * 16 * 16)
+
+
+def test_closed_images_decode_no_more(jpegs: ArraySplit, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, decoded, release = FileImages(jpegs.paths, RECIPE, 32, CPU, threads=1), [], threading.Event()
+    monkeypatch.setattr(wmse.images, "decode", lambda path: (decoded.append(path), release.wait(60)))
+    images.prefetch(torch.arange(5))
+    while not decoded:
+        time.sleep(0.001)
+    threading.Timer(0.05, release.set).start()
+    images.close()
+    assert decoded == jpegs.paths[:1]  # the others wait for the only thread
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        images.prefetch(torch.arange(5))
+
+
+def test_a_broken_image_is_named(jpegs: ArraySplit) -> None:
     jpegs.paths[4].write_bytes(b"not a JPEG")
     with pytest.raises(DataError, match=r"4\.JPEG: not a readable image"):
         FileImages(jpegs.paths, RECIPE, 32, CPU).views(torch.tensor([4]), 2, 0, 0)
 
 
-def test_a_streamed_benchmark_goes_through_pretraining_and_evaluation(jpegs: FileSplit, tmp_path: Path) -> None:
+def test_a_streamed_benchmark_goes_through_pretraining_and_evaluation(jpegs: ArraySplit, tmp_path: Path) -> None:
     spec = tiny_spec(
         "wmse-2", benchmark="imagenet100", batch_size=24, w_size=12, view_size=16, eval_resize=20, blur_p=0.5, epochs=2
     )
     assert SOURCES[spec.benchmark].streamed
-    data, runtime = FakeData(pretrain=jpegs, train=jpegs, test=jpegs), Runtime(CPU, channels_last=False)
+    data, runtime = ArrayDataset(pretrain=jpegs, train=jpegs, test=jpegs), Runtime(CPU, channels_last=False)
     assert isinstance(open_images(jpegs, SOURCES[spec.benchmark], spec, CPU), FileImages)
     pretrain(spec, data, tmp_path / "run", runtime, log=lambda line: None)
     result = evaluate(spec, data, tmp_path / "run", runtime, log=lambda line: None)
@@ -156,11 +187,11 @@ def test_a_streamed_benchmark_goes_through_pretraining_and_evaluation(jpegs: Fil
     assert result["evaluation"]["train_images"] == 72
 
 
-def test_training_on_streamed_images_does_not_depend_on_the_decoding_threads(jpegs: FileSplit, tmp_path: Path) -> None:
+def test_training_on_streamed_images_does_not_depend_on_the_decoding_threads(jpegs: ArraySplit, tmp_path: Path) -> None:
     spec = tiny_spec(
         "wmse-2", benchmark="imagenet100", batch_size=24, w_size=12, view_size=16, eval_resize=20, blur_p=0.5, epochs=2
     )
-    data = FakeData(pretrain=jpegs, train=jpegs, test=jpegs)
+    data = ArrayDataset(pretrain=jpegs, train=jpegs, test=jpegs)
     states = []
     for threads in (1, 3, 8):
         trainer = Trainer(spec, data, tmp_path / str(threads), Runtime(CPU), log=lambda line: None)

@@ -243,7 +243,7 @@ def test_a_checkpoint_of_other_data_or_precision_is_refused(data: FakeData, tmp_
     with pytest.raises(CheckpointError, match="precision fp32"):
         Trainer(tiny_spec(), data, tmp_path, Runtime(torch.device("cpu"), "bf16")).run()
     data.digest = "sha256:other"
-    with pytest.raises(CheckpointError, match="data sha256:fake"):
+    with pytest.raises(CheckpointError, match="data sha256:memory"):
         Trainer(tiny_spec(), data, tmp_path, CPU).run()
 
 

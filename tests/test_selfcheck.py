@@ -53,8 +53,8 @@ def test_a_gradient_that_misses_a_view_is_found(tmp_path: Path, monkeypatch: pyt
 
 
 def test_damaged_data_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selfcheck, "file_digest", lambda path, algorithm: "0" * 64)
-    fails_with("damaged", tmp_path)
+    monkeypatch.setattr("wmse.datasets.build.file_digest", lambda path, algorithm: "0" * 64)
+    fails_with(f"sha256 is {'0' * 64}, expected", tmp_path)
 
 
 def test_a_folder_that_is_no_folder_is_found(tmp_path: Path) -> None:

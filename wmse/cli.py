@@ -213,7 +213,7 @@ def run_list(options: argparse.Namespace, log: Log) -> None:
 
 def run_estimate(options: argparse.Namespace, log: Log) -> None:
     project = _project(options)
-    from wmse.estimate import WarmUp, estimate, notes, table, total
+    from wmse.estimate import WarmUp, as_table, estimate_runs, notes, total
     from wmse.power import PowerMeter
     from wmse.provenance import hardware
 
@@ -232,14 +232,14 @@ def run_estimate(options: argparse.Namespace, log: Log) -> None:
     results = options.root / project.settings["results"] / "runs"
     with tempfile.TemporaryDirectory(prefix="wmse-estimate-") as folder:
         warm_up = WarmUp(runtime, options.seconds, meter, Path(folder), progress)
-        rows = estimate(project.runs, results, options.data_root, warm_up)
+        rows = estimate_runs(project.runs, results, options.data_root, warm_up)
     machines = [value.describe() for value in runtimes.values()]
     content = {"preset": project.settings["preset"], "hardware": hardware(machines[0]), "runtimes": machines}
     if options.json:
         power = meter.describe()
         print(json.dumps({**content, "power": power, "runs": [vars(row) for row in rows], "sum": total(rows)}))
         return
-    log(table(rows))
+    log(as_table(rows))
     for line in ("", *(f"{key}: {json.dumps(value)}" for key, value in content.items()), *notes(rows, meter)):
         log(line)
 

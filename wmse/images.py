@@ -21,7 +21,8 @@ from wmse.datasets.decode import decode_image
 from wmse.streams import stream
 from wmse.views import ViewRecipe, draw_params, make_view, normalize, resize_center_crop
 
-RESIDENT_SHARE = 0.5  # of a GPU's free memory that the images may take
+RESIDENT_SHARE = 0.5  # Images stay on a GPU if they take at most this part of its free memory.
+CHUNK = 64  # Images of about the same size are padded and augmented in batches of this many.
 
 
 def view_recipe(spec: RunSpec, source: Source) -> ViewRecipe:
@@ -41,7 +42,7 @@ def view_recipe(spec: RunSpec, source: Source) -> ViewRecipe:
 
 
 def open_images(split: Split, source: Source, spec: RunSpec, device: torch.device) -> ArrayImages | FileImages:
-    """The images of a split, in whichever form the benchmark is prepared."""
+    """The images of a split, in whichever form the benchmark is prepared; `close` ends their threads."""
     recipe = view_recipe(spec, source)
     if source.streamed:
         return FileImages(split.paths, recipe, spec.eval_resize, device)
@@ -52,7 +53,8 @@ class ArrayImages:
     """Images of one size in one uint8 array (n, 3, h, w)."""
 
     def __init__(self, images: np.ndarray, recipe: ViewRecipe, eval_resize: int, device: torch.device) -> None:
-        self.recipe, self.eval_resize, self.device = recipe, eval_resize, device
+        self.recipe, self.device = recipe, device
+        self.resize = eval_resize or recipe.size
         with warnings.catch_warnings():
             # torch knows no read-only memory and says so; these images are only ever read.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
@@ -63,32 +65,25 @@ class ArrayImages:
     def __len__(self) -> int:
         return len(self.images)
 
-    def _take(self, index: Tensor) -> Tensor:
-        return self.images[index.to(self.images.device)].to(self.device, non_blocking=True)
-
     def prefetch(self, index: Tensor) -> None:
         """The images are in memory already."""
 
     def views(self, index: Tensor, d: int, seed: int, step: int) -> list[Tensor]:
         """d views of the images `index` (N,): d tensors (N, 3, H, W), drawn from the stream (seed, step)."""
-        images = self._take(index)
+        images = self.images[index.to(self.images.device)].to(self.device, non_blocking=True)
         h, w = images.shape[-2:]
-        return [
-            make_view(
-                images, self.recipe, draw_params(len(index), h, w, self.recipe, stream(seed, "views", step, view))
-            )
-            for view in range(d)
-        ]
+        drawn = [draw_params(len(index), h, w, self.recipe, stream(seed, "views", step, view)) for view in range(d)]
+        return [make_view(images, self.recipe, params) for params in drawn]
 
     def plain(self, batch: int = 1000) -> Iterator[Tensor]:
         """The un-augmented, normalised view of every image in order: tensors (<= batch, 3, H, W) on the device."""
         for start in range(0, len(self), batch):
             images = self.images[start : start + batch].to(self.device)
-            if self.eval_resize:
-                pixels = resize_center_crop(images, self.eval_resize, self.recipe.size)
-            else:
-                pixels = images.float()
+            pixels = resize_center_crop(images, self.resize, self.recipe.size)
             yield normalize(pixels, self.recipe.mean, self.recipe.std)
+
+    def close(self) -> None:
+        """There is nothing to end."""
 
 
 class FileImages:
@@ -97,7 +92,8 @@ class FileImages:
     def __init__(
         self, paths: list[Path], recipe: ViewRecipe, eval_resize: int, device: torch.device, threads: int | None = None
     ) -> None:
-        self.paths, self.recipe, self.eval_resize, self.device = paths, recipe, eval_resize, device
+        self.paths, self.recipe, self.device = paths, recipe, device
+        self.resize = eval_resize or recipe.size
         self.pool = ThreadPoolExecutor(threads or max(torch.get_num_threads(), 1))
         self.ahead: tuple[list[int], list[Future[Tensor]]] = ([], [])
 
@@ -119,7 +115,7 @@ class FileImages:
         drawn = [draw_params(len(index), *sizes.T, self.recipe, stream(seed, "views", step, view)) for view in range(d)]
         side = self.recipe.size
         views = [torch.empty(len(index), 3, side, side, device=self.device) for _ in range(d)]
-        # Alone they would cost the overhead of every operation, all together the padding to the largest.
+        # One by one, they would cost the overhead of every operation; all together, the padding to the largest.
         for rows in _chunks_of_like_size(sizes, CHUNK):
             padded = _pad([images[i] for i in rows.tolist()]).to(self.device, non_blocking=True)
             for out, params in zip(views, drawn, strict=True):
@@ -138,14 +134,15 @@ class FileImages:
             yield self._collect(ahead)
 
     def _plain_one(self, path: Path) -> Tensor:
-        pixels = resize_center_crop(decode(path)[None], self.eval_resize or self.recipe.size, self.recipe.size)
+        pixels = resize_center_crop(decode(path)[None], self.resize, self.recipe.size)
         return normalize(pixels, self.recipe.mean, self.recipe.std)
 
     def _collect(self, futures: list[Future[Tensor]]) -> Tensor:
         return torch.cat([future.result() for future in futures]).to(self.device, non_blocking=True)
 
-
-CHUNK = 64  # images of about the same size that are padded and augmented together
+    def close(self) -> None:
+        """End the threads; what was prefetched for a batch that nobody will ask for is not decoded."""
+        self.pool.shutdown(cancel_futures=True)
 
 
 def _chunks_of_like_size(sizes: Tensor, chunk: int) -> tuple[Tensor, ...]:

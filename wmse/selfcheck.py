@@ -6,26 +6,26 @@ import math
 import os
 import tempfile
 from collections.abc import Callable
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 
 import torch
 
 import wmse
 from wmse.datasets import SOURCES
+from wmse.datasets.build import placed_raw, verify_raw
 from wmse.errors import WmseError
-from wmse.files import file_digest
 from wmse.provenance import cpu_name
 from wmse.whitening import whiten, wmse_loss
 
-Rows = list[list[float]]
+Matrix = list[list[float]]
 
 
 class CheckFailed(WmseError):
     """A check did not give what it must."""
 
 
-def plain_whiten(x: Rows) -> Rows:
+def plain_whiten(x: Matrix) -> Matrix:
     """Section 3 of the paper in plain loops over Python's floats: the reference of `whiten`."""
     n, k = len(x), len(x[0])
     mean = [sum(row[j] for row in x) / n for j in range(k)]
@@ -45,7 +45,7 @@ def plain_whiten(x: Rows) -> Rows:
     return z
 
 
-def plain_loss(views: list[Rows]) -> float:
+def plain_loss(views: list[Matrix]) -> float:
     """W-MSE of one sub-batch in plain loops: mean over pairs of views and images of the unit vectors' distance."""
     unit = [[[v / math.hypot(*row) for v in row] for row in plain_whiten(view)] for view in views]
     distances = [
@@ -67,7 +67,7 @@ def check_arithmetic(device: torch.device, dtype: torch.dtype) -> str:
     limit = 1e-8 if dtype == torch.float64 else 1e-3
     data = torch.randn(2, 9, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     embeddings = data.to(device, dtype).requires_grad_()
-    views: list[Rows] = embeddings.detach().double().cpu().tolist()
+    views: list[Matrix] = embeddings.detach().double().cpu().tolist()
     expected = torch.tensor(plain_whiten(views[0]), dtype=torch.float64)
     error = (whiten(embeddings.detach()[0]).double().cpu() - expected).abs().max().item()
     _require("whitening", error, limit)
@@ -99,20 +99,11 @@ def check_network(device: torch.device) -> str:
 
 def check_embedded_data() -> str:
     """The data that comes with the package has the digests that the source names."""
-    count = 0
-    for source in SOURCES.values():
-        if source.embedded is None:
-            continue
-        for name, digest in source.embedded.files.items():
-            algorithm, expected = digest.split(":")
-            resource = resources.files("wmse.datasets") / source.embedded.folder / name
-            with resources.as_file(resource) as path:
-                if file_digest(path, algorithm) != expected:
-                    raise CheckFailed(f"{path}: damaged ({algorithm} is not {expected})")
-            count += 1
-    if not count:
+    found = [next(placed_raw(source, Path())) for source in SOURCES.values() if source.embedded]
+    checked = [file for path, form in found for file in verify_raw(path, form)]
+    if not checked:
         raise CheckFailed("no embedded data found")
-    return f"{count} files as published"
+    return f"{len(checked)} files as published"
 
 
 def check_versions() -> str:

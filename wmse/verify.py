@@ -13,7 +13,7 @@ from typing import Any
 
 from wmse.config import RunSpec
 from wmse.datasets import SOURCES, Source, load
-from wmse.datasets.build import find_raw, verify_raw
+from wmse.datasets.build import placed_raw, verify_raw
 from wmse.datasets.prepared import MANIFEST, prepared_folder
 from wmse.errors import ConfigError, DataError, explain
 from wmse.files import content_digest, file_digest
@@ -68,11 +68,11 @@ def verify(run_dirs: Sequence[Path], data_root: Path, results: Path, progress: b
 
 
 def _verify_data(source: Source, data_root: Path, digests: dict[str, str], findings: Findings) -> None:
-    """The archive or folder that was placed or downloaded, where its digests are published, and the prepared form."""
-    found = find_raw(source, data_root / source.name / "raw")
-    if found and (found[1].digest or any(found[1].files.values())):
-        findings.checked["raw data"] += 1
-        _attempt(findings, verify_raw, *found)
+    """Every archive or folder that was placed or downloaded, where its digests are published; the prepared form."""
+    for path, archive in placed_raw(source, data_root / source.name / "raw"):
+        if archive.digest if path.is_file() else any(archive.files.values()):
+            findings.checked["raw data"] += 1
+            _attempt(findings, verify_raw, path, archive)
     if (prepared_folder(source, data_root) / MANIFEST).exists():
         findings.checked["prepared data"] += 1
         if prepared := _attempt(findings, load, source.name, data_root, verify=True):

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, FakeData, tiny_spec
+from conftest import ROOT, tiny_spec
 from PIL import Image
 from test_datasets import (
     WNIDS,
@@ -38,9 +38,8 @@ from test_datasets import (
     write_tiny,
 )
 from test_fuzz import circle, idx, resized
-from test_images import FileSplit
 
-from wmse.datasets import cifar, stl10, tiny_imagenet
+from wmse.datasets import ArrayDataset, ArraySplit, cifar, stl10, tiny_imagenet
 from wmse.datasets.archives import FolderFiles
 from wmse.datasets.decode import decode_image
 from wmse.errors import DataError
@@ -342,13 +341,13 @@ def test_a_bomb_among_the_images_stops_a_training_with_its_name(tmp_path: Path, 
     counts["inputs"] += 1
     paths = [put(tmp_path / f"{i}.JPEG", jpeg_of("RGB", (20 + i, 30))) for i in range(48)]
     put(paths[17], png(9_500, 9_500))
-    split = FileSplit(paths, np.arange(48) % 3)
+    split = ArraySplit(np.arange(48) % 3, paths=paths)
     spec = tiny_spec(
         benchmark="imagenet100", batch_size=24, w_size=12, view_size=16, eval_resize=20, epochs=1, lr_drops=[]
     )
     with pytest.raises(DataError, match=r"17\.JPEG: 9500x9500 pixels, which is refused"):
         pretrain(
-            spec, FakeData(pretrain=split, train=split, test=split), tmp_path / "run", Runtime(torch.device("cpu"))
+            spec, ArrayDataset(pretrain=split, train=split, test=split), tmp_path / "run", Runtime(torch.device("cpu"))
         )
 
 

@@ -20,8 +20,9 @@ from conftest import FakeData, tiny_spec
 
 import wmse.evaluate  # noqa: F401
 from wmse.cli import main
-from wmse.datasets import Archive, load, prepare
+from wmse.datasets import load, prepare
 from wmse.datasets.download import download
+from wmse.datasets.source import Archive
 from wmse.errors import DataError
 from wmse.verify import verify
 

@@ -840,7 +840,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
     for name in ("build.download", "build.write_arrays", "build.write_listing", "imagenet_mini._write"):
         monkeypatch.setattr(f"wmse.datasets.{name}", refuse)
-    monkeypatch.setattr("wmse.estimate.estimate", refuse)
+    monkeypatch.setattr("wmse.estimate.estimate_runs", refuse)
     monkeypatch.setattr("wmse.selfcheck.selfcheck", lambda *arguments: 0)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("x")

@@ -15,15 +15,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from wmse.datasets.build import prepare_source
-from wmse.datasets.prepared import Prepared, Split, load_prepared
-from wmse.datasets.source import UNLABELED, Archive, Log, Rows, Source
+from wmse.datasets.prepared import Prepared, load_prepared
+from wmse.datasets.source import Log, Source
+from wmse.datasets.splits import ArrayDataset, ArraySplit, Dataset, Split
 from wmse.errors import DataError
 
-__all__ = ["SOURCES", "UNLABELED", "Archive", "Prepared", "Rows", "Source", "Split", "find_sources", "load", "prepare"]
+__all__ = ["SOURCES", "ArrayDataset", "ArraySplit", "Dataset", "Prepared", "Source", "Split", "load", "prepare"]
 
 
 def find_sources(package: str, folders: Iterable[str]) -> dict[str, Source]:
-    """The benchmarks of a package by name: from every module with a tuple `SOURCES`. ValueError if a name is twice."""
+    """The benchmarks of a package by name: what its modules list in `SOURCES`. ValueError if two have the same name."""
     found: dict[str, Source] = {}
     for name in sorted(module.name for module in pkgutil.iter_modules(folders)):
         for source in getattr(importlib.import_module(f"{package}.{name}"), "SOURCES", ()):
@@ -42,7 +43,7 @@ def prepare(
     """Bring a benchmark into its prepared form in `data_root`/<benchmark>/prepared and open it.
 
     Takes the raw files that lie in `data_root`/<benchmark>/raw and otherwise downloads them, if `download` allows and
-    the benchmark's terms do. Returns at once if the prepared form exists. Several processes may call it at a time.
+    the benchmark's terms do. Returns at once if the prepared form exists. Several processes may call it at once.
     `progress` shows bars (None: on a terminal only), `log` gets lines of text.
 
     Raises DataError: unknown benchmark; nothing there to prepare (the message says what to place where); files that

@@ -14,21 +14,20 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
 from wmse.datasets.source import Archive, Log
 from wmse.errors import DataError
 
-# What reading a damaged archive raises (lzma and bz2 never occur here).
-_DAMAGE = (
-    *(EOFError, OSError, tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error),
-    *(NotImplementedError, RuntimeError, ValueError, LookupError, ArithmeticError),
-)
-_EXTRA_HEADER = 1 << 16  # bytes of a tar header of variable length (long names, dates), which is read at one go
+# Reading a damaged archive raises one of these (lzma and bz2 never occur here), or what the libraries did not expect.
+_DAMAGE = (EOFError, OSError, tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error)
+_UNEXPECTED = (NotImplementedError, RuntimeError, ValueError, LookupError, ArithmeticError)
+# The largest tar header of a type whose length varies (long names, dates), in bytes: tarfile reads these in one go.
+_EXTRA_HEADER = 1 << 16
 _EXTRA_TYPES = (*tarfile.GNU_TYPES, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
-_PADDING = 1 << 20  # after the last member: tar fills up its last record
+_PADDING = 1 << 20  # The most bytes after the last member of a tar, whose last record is filled up.
 _CLASS_TAR = re.compile(r"n\d{8}\.tar", re.ASCII)
 
 
@@ -51,12 +50,6 @@ class RawFiles(Protocol):
 
     def read(self, name: str, most: int) -> bytes:
         """The whole of a file that has at most `most` bytes; DataError if it has more, is missing or damaged."""
-
-
-class _Files:
-    """What is the same for all three."""
-
-    def read(self: RawFiles, name: str, most: int) -> bytes:
         size = self.size(name)
         if size > most:
             raise DataError(f"{self.where(name)}: {size:,} bytes, where at most {most:,} make sense")
@@ -68,7 +61,7 @@ class _Files:
         return content
 
 
-class FolderFiles(_Files):
+class FolderFiles(RawFiles):
     """An extracted official folder."""
 
     def __init__(self, root: Path, form: str) -> None:
@@ -95,23 +88,30 @@ class FolderFiles(_Files):
             yield file
 
 
-class _ArchiveFiles(_Files):
-    """What tar and zip have in common: an index of safe members below the official top folder."""
+class ArchiveFiles(RawFiles):
+    """An official tar or zip archive: an index of its safe `members`, of which `open_member` opens one.
 
-    def __init__(self, path: Path, archive: Archive) -> None:
-        self.path = path
-        self.form = archive.form
+    `members` gives name, size in bytes and what `open_member` takes. Those of a zip may be opened by several threads.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        archive: Archive,
+        members: Iterable[tuple[str, int, Any]],
+        open_member: Callable[[Any], IO[bytes]],
+    ) -> None:
+        self.path, self.form, self._open_member = path, archive.form, open_member
         self._prefix = archive.folder + "/" if archive.folder else ""
-        self._sizes: dict[str, int] = {}
+        self._members: dict[str, tuple[int, Any]] = {}
         self._folders: dict[str, list[str]] = {}
-
-    def _add(self, name: str, size: int) -> None:
-        relative = name.removeprefix("./")
-        if relative.startswith(self._prefix):
-            relative = relative.removeprefix(self._prefix)
-            self._sizes[relative] = size
-            folder, _, base = relative.rpartition("/")
-            self._folders.setdefault(folder, []).append(base)
+        for name, size, member in members:
+            relative = name.removeprefix("./")
+            if relative.startswith(self._prefix):
+                relative = relative.removeprefix(self._prefix)
+                self._members[relative] = size, member
+                folder, _, base = relative.rpartition("/")
+                self._folders.setdefault(folder, []).append(base)
 
     def where(self, name: str) -> str:
         return f"{self.path}: {self._prefix}{name}"
@@ -120,66 +120,15 @@ class _ArchiveFiles(_Files):
         return sorted(self._folders.get(folder, []))
 
     def size(self, name: str) -> int:
-        if name not in self._sizes:
+        if name not in self._members:
             raise DataError(f"{self.where(name)}: this member of the official archive is missing")
-        return self._sizes[name]
-
-
-class TarFiles(_ArchiveFiles):
-    """An official tar archive, compressed or not."""
-
-    def __init__(self, path: Path, archive: Archive) -> None:
-        super().__init__(path, archive)
-        self._members: dict[str, tarfile.TarInfo] = {}
-        self._opened = contextlib.ExitStack()
-        with self._opened, _readable(path):
-            self._tar = self._opened.enter_context(open_tar(path, unpacked_limit(archive.size)))
-            for member in checked_members(self._tar, path, unpacked_limit(archive.size)):
-                if member.isfile():
-                    self._add(member.name, member.size)
-                    self._members[member.name.removeprefix("./")] = member
-            self._opened = self._opened.pop_all()  # stays open until close()
+        return self._members[name][0]
 
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
         self.size(name)
-        with _readable(self.where(name)), self._tar.extractfile(self._members[self._prefix + name]) as file:
+        with _readable(self.where(name)), self._open_member(self._members[name][1]) as file:
             yield file
-
-    def close(self) -> None:
-        self._opened.close()
-
-
-class ZipFiles(_ArchiveFiles):
-    """An official zip archive; members may be opened by several threads."""
-
-    def __init__(self, path: Path, archive: Archive) -> None:
-        super().__init__(path, archive)
-        self._names: dict[str, str] = {}
-        with _readable(path):
-            self._zip = zipfile.ZipFile(path)
-            total = 0
-            for member in self._zip.infolist():
-                _check_name(path, member.filename)
-                kind = stat.S_IFMT(member.external_attr >> 16)
-                if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                    raise DataError(f"{path}: member {member.filename!r} is a link or a device; refused")
-                if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    raise DataError(f"{path}: member {member.filename!r} is neither stored nor deflated; refused")
-                total += member.file_size
-                _check_total(path, member.filename, total, unpacked_limit(archive.size))
-                if not member.is_dir():
-                    self._add(member.filename, member.file_size)
-                    self._names[member.filename.removeprefix("./")] = member.filename
-
-    @contextlib.contextmanager
-    def open(self, name: str) -> Iterator[IO[bytes]]:
-        self.size(name)
-        with _readable(self.where(name)), self._zip.open(self._names[self._prefix + name]) as file:
-            yield file
-
-    def close(self) -> None:
-        self._zip.close()
 
 
 @contextlib.contextmanager
@@ -191,11 +140,17 @@ def open_raw(path: Path, archive: Archive) -> Iterator[RawFiles]:
     if path.is_dir():
         yield FolderFiles(path, archive.form)
         return
-    files = ZipFiles(path, archive) if path.suffix == ".zip" else TarFiles(path, archive)
-    try:
+    limit = unpacked_limit(archive.size)
+    with contextlib.ExitStack() as opened:
+        with _readable(path):
+            if path.suffix == ".zip":
+                file = opened.enter_context(zipfile.ZipFile(path))
+                files = ArchiveFiles(path, archive, checked_zip_members(file, path, limit), file.open)
+            else:
+                tar = opened.enter_context(open_tar(path, limit))
+                members = ((m.name, m.size, m) for m in checked_members(tar, path, limit) if m.isfile())
+                files = ArchiveFiles(path, archive, members, tar.extractfile)
         yield files
-    finally:
-        files.close()
 
 
 def unpacked_limit(packed_size: int) -> int:
@@ -257,6 +212,22 @@ def checked_members(tar: tarfile.TarFile, path: Path, limit: int) -> Iterator[ta
         total += tarfile.BLOCKSIZE + member.size
         _check_total(path, member.name, total, limit)
         yield member
+
+
+def checked_zip_members(file: zipfile.ZipFile, path: Path, limit: int) -> Iterator[tuple[str, int, zipfile.ZipInfo]]:
+    """Yield name, size and entry of the files in a zip archive; DataError as `checked_members`."""
+    total = 0
+    for member in file.infolist():
+        _check_name(path, member.filename)
+        kind = stat.S_IFMT(member.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise DataError(f"{path}: member {member.filename!r} is a link or a device; refused")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise DataError(f"{path}: member {member.filename!r} is neither stored nor deflated; refused")
+        total += member.file_size
+        _check_total(path, member.filename, total, limit)
+        if not member.is_dir():
+            yield member.filename, member.file_size, member
 
 
 def extract_class_tars(path: Path, target: Path, wanted: Iterable[str] | None, log: Log) -> None:
@@ -322,7 +293,7 @@ def _readable(what: Path | str) -> Iterator[None]:
         yield
     except MemoryError:
         raise DataError(f"{what}: there is too little memory to read it") from None
-    except _DAMAGE as error:
+    except _DAMAGE + _UNEXPECTED as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk is full or may not be read
             raise DataError(f"{what}: {error}") from error
         reason = str(error) or type(error).__name__

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +20,14 @@ def prepare_source(
 ) -> Prepared:
     """Bring `source` into its prepared form unless it is there already; see `wmse.datasets.prepare`."""
     data_root = Path(data_root)
-    try:
+    with contextlib.suppress(DataError):
         return load_prepared(source, data_root)
-    except DataError:
-        pass
     lock = data_root / source.name / ".prepare.lock"
     if holder := lock_holder(lock):
         log(f"{source.name}: waiting for {holder}")
     with exclusive_lock(lock, f"wmse prepare {source.name}", error=DataError, wait=True):
-        try:
+        with contextlib.suppress(DataError):
             return load_prepared(source, data_root)  # another process may have finished meanwhile
-        except DataError:
-            pass
         if source.streamed:
             write_listing(source, data_root, source.scan(source, data_root, log))
         else:
@@ -37,19 +35,18 @@ def prepare_source(
         return load_prepared(source, data_root)
 
 
-def find_raw(source: Source, raw: Path) -> tuple[Path, Archive] | None:
-    """What lies in the folder `raw`: an official archive, else an official folder, or its content in `raw` itself."""
+def placed_raw(source: Source, raw: Path) -> Iterator[tuple[Path, Archive]]:
+    """All that lies in the folder `raw`: official archives, then official folders, or their content in `raw` itself."""
     if source.embedded is not None:
-        return Path(__file__).with_name(source.embedded.folder), source.embedded
+        yield Path(__file__).with_name(source.embedded.folder), source.embedded
     for archive in source.archives:
         if (raw / archive.name).is_file():
-            return raw / archive.name, archive
+            yield raw / archive.name, archive
     for archive in source.archives:
-        if (raw / archive.folder).is_dir():
-            return raw / archive.folder, archive
-        if all((raw / name).is_file() for name in archive.files):
-            return raw, archive
-    return None
+        if archive.folder and (raw / archive.folder).is_dir():
+            yield raw / archive.folder, archive
+        elif archive.files and all((raw / name).is_file() for name in archive.files):
+            yield raw, archive
 
 
 def instructions(source: Source, raw: Path) -> str:
@@ -91,8 +88,7 @@ def _verify_file(path: Path, name: str, digest: str) -> dict[str, Any]:
 
 def _prepare_arrays(source: Source, data_root: Path, allowed: bool, progress: bool | None, log: Log) -> None:
     raw = (data_root / source.name / "raw").absolute()
-    found = find_raw(source, raw) or _download_any(source, raw, allowed, progress, log)
-    path, archive = found
+    path, archive = next(placed_raw(source, raw), None) or _download_any(source, raw, allowed, progress, log)
     log(f"{source.name}: checking {path}")
     checked = verify_raw(path, archive)
     log(f"{source.name}: reading {path}")

@@ -14,9 +14,9 @@ from wmse.datasets.source import Archive, Chunk, Rows, Source
 from wmse.errors import DataError
 
 _PIXELS = 3 * 32 * 32
-_LARGEST = 1 << 28  # bytes of a batch: all of CIFAR-100's training images are 155 MB
-_BATCHES_10 = (*((f"data_batch_{number}", "train") for number in range(1, 6)), ("test_batch", "test"))
-_BATCHES_100 = (("train", "train"), ("test", "test"))
+_LARGEST = 1 << 28  # The most bytes of a batch; all of CIFAR-100's training images are 155 MB.
+_BATCHES_10 = {f"data_batch_{number}": "train" for number in range(1, 6)} | {"test_batch": "test"}
+_BATCHES_100 = {"train": "train", "test": "test"}
 
 
 def parse(source: Source, files: RawFiles) -> Iterator[Chunk]:
@@ -25,7 +25,7 @@ def parse(source: Source, files: RawFiles) -> Iterator[Chunk]:
     Raises DataError naming the file if it is truncated, malformed, or a pickle that asks for more than plain arrays.
     """
     batches = _BATCHES_10 if source.num_classes == 10 else _BATCHES_100
-    for batch, array in batches:
+    for batch, array in batches.items():
         name = batch if files.form == "python" else f"{batch}.bin"
         content, where = files.read(name, _LARGEST), files.where(name)
         read = _read_python if files.form == "python" else _read_binary

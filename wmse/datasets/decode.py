@@ -9,9 +9,9 @@ import numpy as np
 
 from wmse.errors import DataError
 
-_FORMATS = ("JPEG", "PNG")  # one of ImageNet's .JPEG files is a PNG; some of Pillow's other readers start programs
-# Of long side squared / short side: a strip one pixel high would be enlarged to the height of a view, and many times
-# its length. 500 x 1 pixels pass.
+_FORMATS = ("JPEG", "PNG")  # One of ImageNet's .JPEG files is a PNG; some of Pillow's other readers start programs.
+# The highest ratio of the long side squared to the short side: a strip one pixel high would be enlarged to the height
+# of a view, and its length by the same factor. 500 x 1 pixels pass.
 _MOST_ELONGATED = 1 << 18
 
 

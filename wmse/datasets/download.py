@@ -1,6 +1,7 @@
 """Downloads that survive what public hosts do: stall, trickle, cut off, ignore ranges, answer with an error page.
 
 Bytes go to `<name>.part`, which a later try continues and which gets its real name only once its checksum is right.
+By hand: requests would replace the redirect rules and the parsing of Retry-After alone, and pooch resumes nothing.
 """
 
 from __future__ import annotations
@@ -22,18 +23,16 @@ from wmse.datasets.source import Archive, Log
 from wmse.errors import DataError
 from wmse.files import durable_rename, file_digest
 
-ATTEMPTS = 4  # tries in a row per address that bring nothing new
-STALL_SECONDS = 30.0  # without a byte, or with next to nothing, after which a connection counts as dead
-_TRICKLE = 1 << 10  # bytes a second that a connection must deliver over `stall` seconds
-_BLOCK = 1 << 18
-_PROGRESS = 1 << 20  # new bytes that make a failed try count as progress, so that it does not use up an attempt
-_WAIT_LIMIT = 8.0
-_RETRY_AFTER_LIMIT = 60.0  # seconds: a server that wants to be left alone for longer is left for good
-# No other address helps against these.
-_LOCAL_ERRORS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG),
-)
+ATTEMPTS = 4  # An address is given up after this many tries in a row that bring nothing new.
+STALL_SECONDS = 30.0  # A connection counts as dead after this many seconds without a byte, or with next to none.
+_TRICKLE = 1 << 10  # The least bytes a second that a connection must deliver over `stall` seconds.
+_BLOCK = 1 << 18  # The most bytes that are taken over at once.
+_PROGRESS = 1 << 20  # A failed try that brought this many new bytes does not use up an attempt.
+_WAIT_LIMIT = 8.0  # The waits between two tries double up to this many seconds.
+_RETRY_AFTER_LIMIT = 60.0  # A server that asks to wait for more seconds than this is left for good.
+# No other address helps against an error of the disk or of the path.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 class DownloadError(DataError):
@@ -148,7 +147,7 @@ def _fetch(archive: Archive, url: str, part: Path, progress: bool | None, stall:
         raise _GiveUp(reason) from error
     except (http.client.HTTPException, OSError) as error:  # URLError is an OSError
         cause = getattr(error, "reason", None)
-        if getattr(error, "errno", None) in _LOCAL_ERRORS:
+        if getattr(error, "errno", None) in _DISK_ERRORS + _PATH_ERRORS:
             raise DataError(f"{part}: {error}") from error
         raise _Retry(f"{cause or error or type(error).__name__}") from error
     except ValueError as error:  # of urllib, for an address in a redirect that is none

@@ -19,7 +19,7 @@ from wmse.datasets.source import Archive, Chunk, Rows, Source
 from wmse.errors import DataError
 
 _PADDING = 2
-_LARGEST = 1 << 26  # pixels of a file: the 60,000 images of the whole Fashion-MNIST are 47 million
+_LARGEST = 1 << 26  # The most pixels of a file; the 60,000 images of the whole Fashion-MNIST have 47 million.
 
 
 def parse(source: Source, files: RawFiles) -> Iterator[Chunk]:

@@ -13,12 +13,10 @@ import re
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-
 from wmse.datasets.archives import extract_class_tars, unpack_tar, unpacked_limit
+from wmse.datasets.build import verify_raw
 from wmse.datasets.source import Archive, Listing, Log, Rows, Source
 from wmse.errors import DataError
-from wmse.files import file_digest
 
 _WNID = re.compile(r"n\d{8}")
 _IMAGE_SUFFIXES = (".jpeg", ".jpg")
@@ -72,8 +70,8 @@ def list_class_folders(source: Source, raw: Path, wnids: tuple[str, ...] | None)
         raise DataError(f"{raw / 'val'}: no validation images. {instructions(source, [raw])}")
     classes = _classes(source, train_root / "train", wnids)
     train = [(wnid, path) for wnid in classes for path in _images(train_root / "train" / wnid)]
-    listing = {"train": train, "test": _validation_images(source, raw, val_root / "val", classes)}
-    return _listing(raw, listing, {wnid: label for label, wnid in enumerate(classes)})
+    test = _validation_images(source, raw, val_root / "val", classes)
+    return Listing(raw, classes, {"train": train, "test": test})
 
 
 def _has_train(source: Source, raw: Path) -> bool:
@@ -91,23 +89,15 @@ def _unpack(source: Source, raw: Path, wnids: tuple[str, ...] | None, log: Log) 
         present = {folder.name for folder in (raw / "train").glob("n*")}
         missing = len(present) < source.num_classes if wnids is None else not present.issuperset(wnids)
         if missing:
-            _check_archive(path, train, log)
+            log(f"checking {path} (may take minutes)")
+            verify_raw(path, train)
             extract_class_tars(path, raw / "train", wnids, log)
     path = raw / val.name
     if path.is_file() and _images_root(raw, "val") is None:
-        _check_archive(path, val, log)
+        log(f"checking {path}")
+        verify_raw(path, val)
         log(f"unpacking {path}")
         unpack_tar(path, raw / "val", unpacked_limit(val.size))
-
-
-def _check_archive(path: Path, archive: Archive, log: Log) -> None:
-    if path.stat().st_size != archive.size:
-        raise DataError(f"{path}: {path.stat().st_size:,} bytes, expected {archive.size:,}")
-    log(f"checking {path} (may take minutes)")
-    algorithm, _, expected = archive.digest.partition(":")
-    found = file_digest(path, algorithm)
-    if found != expected:
-        raise DataError(f"{path}: {algorithm} is {found}, expected {expected}; delete it and get it again")
 
 
 def _classes(source: Source, train: Path, wnids: tuple[str, ...] | None) -> list[str]:
@@ -162,17 +152,6 @@ def _validation_labels(path: Path, val: Path) -> dict[str, str]:
             return {row["ImageId"]: (row["PredictionString"] or "").partition(" ")[0] for row in rows}
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a CSV file ({error}); get it again") from None
-
-
-def _listing(raw: Path, images: dict[str, list[tuple[str, Path]]], label_of: dict[str, int]) -> Listing:
-    return Listing(
-        raw=raw,
-        paths={name: [path.relative_to(raw).as_posix() for _, path in rows] for name, rows in images.items()},
-        labels={name: np.array([label_of[wnid] for wnid, _ in rows], np.int64) for name, rows in images.items()},
-        keys={
-            name: [f"{wnid}/{path.name} {path.stat().st_size}" for wnid, path in rows] for name, rows in images.items()
-        },
-    )
 
 
 # Names, sizes and digests of the official archives, as in torchvision and in public listings of the files; no URLs,

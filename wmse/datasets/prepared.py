@@ -33,11 +33,11 @@ from wmse.files import atomic_path, file_digest, write_json, write_text
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-_HASH_ROWS = 4096  # rows read at once when an array is hashed again
+_HASH_ROWS = 4096  # Arrays are hashed again in blocks of this many rows.
 
 
-class Split:
-    """One split of a prepared benchmark; its files are opened on first use."""
+class PreparedSplit:
+    """A `Split` of a prepared benchmark; its files are opened on first use."""
 
     def __init__(self, folder: Path, data_root: Path, name: str, entry: Mapping[str, Any]) -> None:
         self.name = name
@@ -90,16 +90,18 @@ class Split:
 
 
 class Prepared:
-    """A prepared benchmark: `prepared["train"]` is a `Split`, `manifest` the content of manifest.json."""
+    """A prepared benchmark: `prepared["train"]` is a `PreparedSplit`, `manifest` the content of manifest.json."""
 
     def __init__(self, folder: Path, data_root: Path, manifest: dict[str, Any]) -> None:
         self.folder = folder
         self.manifest = manifest
         self.benchmark: str = manifest["benchmark"]
         self.digest: str = manifest["digest"]
-        self._splits = {name: Split(folder, data_root, name, entry) for name, entry in manifest["splits"].items()}
+        self._splits = {
+            name: PreparedSplit(folder, data_root, name, entry) for name, entry in manifest["splits"].items()
+        }
 
-    def __getitem__(self, name: str) -> Split:
+    def __getitem__(self, name: str) -> PreparedSplit:
         if name not in self._splits:
             raise DataError(f"{self.benchmark} has no split {name!r}; it has {', '.join(self._splits)}")
         return self._splits[name]
@@ -109,12 +111,9 @@ class Prepared:
 
     def verify(self) -> None:
         """Hash all stored arrays again; DataError naming the file that is not what the manifest says."""
-        seen: dict[str, str] = {}
-        for entry in self.manifest["splits"].values():
-            for kind in ("images", "labels", "paths"):
-                if kind in entry:
-                    seen[entry[kind]] = entry[f"{kind}_sha256"]
-        for name, expected in seen.items():
+        entries, kinds = self.manifest["splits"].values(), ("images", "labels", "paths")
+        stored = {entry[kind]: entry[f"{kind}_sha256"] for entry in entries for kind in kinds if kind in entry}
+        for name, expected in stored.items():
             _check_digest(self.folder / name, expected)
 
 
@@ -224,19 +223,23 @@ def write_arrays(
 def write_listing(source: Source, data_root: Path, listing: Listing) -> None:
     """Store the list of JPEG files of a streamed benchmark; DataError if the counts are not the published ones."""
     folder = _fresh_folder(source, data_root)
+    label_of = {class_name: label for label, class_name in enumerate(listing.classes)}
     stored: dict[str, dict[str, Any]] = {}
     for name in source.arrays():
-        paths, labels = listing.paths[name], listing.labels[name]
+        images = listing.images[name]
+        labels = np.array([label_of[class_name] for class_name, _ in images], np.int64)
         check_counts(source, name, labels, str(listing.raw))
+        # Whatever the folder layout, these lines identify the images.
+        keys = "\n".join(f"{class_name}/{path.name} {path.stat().st_size}" for class_name, path in images)
         target = folder / f"{name}-paths.txt"
-        write_text(target, "".join(f"{path}\n" for path in paths))
+        write_text(target, "".join(f"{path.relative_to(listing.raw).as_posix()}\n" for _, path in images))
         stored[name] = {
             "paths": target.name,
             "raw": os.path.relpath(listing.raw, data_root),
-            "shape": [len(paths)],
+            "shape": [len(images)],
             "paths_sha256": _content_sha256(target),
             "paths_bytes": target.stat().st_size,
-            "files_sha256": hashlib.sha256("\n".join(listing.keys[name]).encode()).hexdigest(),
+            "files_sha256": hashlib.sha256(keys.encode()).hexdigest(),
             **_store_labels(folder, name, labels),
         }
     _write_manifest(source, folder, stored, [], key="files_sha256")
@@ -313,12 +316,11 @@ def _store_labels(folder: Path, name: str, labels: np.ndarray) -> dict[str, Any]
 def _write_manifest(
     source: Source, folder: Path, stored: dict[str, dict[str, Any]], raw_files: list[dict[str, Any]], key: str
 ) -> None:
-    splits = {
-        name: {**stored[rows.array], "start": rows.start, "stop": rows.stop, "count": rows.stop - rows.start}
-        for name, rows in source.splits.items()
-    }
-    for entry in splits.values():
-        entry["shape"] = [entry["count"], *entry["shape"][1:]]
+    splits = {}
+    for name, rows in source.splits.items():
+        entry, count = stored[rows.array], rows.stop - rows.start
+        part = {"shape": [count, *entry["shape"][1:]], "start": rows.start, "stop": rows.stop, "count": count}
+        splits[name] = {**entry, **part}
     content = {
         "arrays": {name: [entry["shape"], entry[key], entry["labels_sha256"]] for name, entry in stored.items()},
         "splits": {name: [rows.array, rows.start, rows.stop] for name, rows in source.splits.items()},

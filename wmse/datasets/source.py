@@ -15,10 +15,10 @@ from wmse.errors import DataError
 if TYPE_CHECKING:
     from wmse.datasets.archives import RawFiles
 
-UNLABELED = -1  # the label of an image that has none
+UNLABELED = -1  # The label of an image that has none.
 
 Log = Callable[[str], None]
-# One step of a parser: name of the stored array, uint8 images (n, 3, H, W), int64 labels (n,).
+# What a parser yields at a time: name of the stored array, uint8 images (n, 3, H, W), int64 labels (n,).
 Chunk = tuple[str, np.ndarray, np.ndarray]
 
 
@@ -56,16 +56,14 @@ class Rows:
 
 @dataclass(frozen=True)
 class Listing:
-    """JPEG files of a benchmark that is read image by image.
+    """JPEG files of a benchmark that is read image by image: those of every stored array, with their class.
 
-    `raw` is the folder that `paths` are relative to. For every stored array: `paths`, the int64 `labels` (n,), and
-    `keys`, a line per image that identifies it whatever the folder layout ("<class>/<file name> <bytes>").
+    They lie below the folder `raw`. Labels are positions in `classes`.
     """
 
     raw: Path
-    paths: Mapping[str, list[str]]
-    labels: Mapping[str, np.ndarray]
-    keys: Mapping[str, list[str]]
+    classes: list[str]
+    images: Mapping[str, list[tuple[str, Path]]]
 
 
 @dataclass(frozen=True)

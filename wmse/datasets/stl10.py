@@ -12,7 +12,7 @@ from wmse.errors import DataError
 
 _SIDE = 96
 _IMAGE = 3 * _SIDE * _SIDE
-_CHUNK = 1000  # images read at once (28 MB), as the unlabeled ones alone have 2.8 GB
+_CHUNK = 1000  # Images are read in blocks of this many (28 MB), as the unlabeled ones alone take 2.8 GB.
 
 
 def parse(source: Source, files: RawFiles) -> Iterator[Chunk]:

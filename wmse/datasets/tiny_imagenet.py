@@ -21,8 +21,8 @@ from wmse.datasets.source import Archive, Chunk, Rows, Source
 from wmse.errors import DataError
 
 _SIDE = 64
-_CHUNK = 1000  # images decoded before they are handed on
-_LARGEST = 1 << 22  # bytes of a list or an image; the longest list has 330 kB
+_CHUNK = 1000  # Images are decoded and handed on in blocks of this many.
+_LARGEST = 1 << 22  # The most bytes of a list or an image; the longest list has 330 kB.
 _WNID = re.compile(r"n\d{8}", re.ASCII)
 
 
