@@ -15,8 +15,9 @@ import wmse
 from wmse.datasets import SOURCES
 from wmse.errors import WmseError
 from wmse.files import file_digest
+from wmse.losses import wmse_loss
 from wmse.provenance import cpu_name
-from wmse.whitening import whiten, wmse_loss
+from wmse.whitening import whiten
 
 Rows = list[list[float]]
 
