@@ -16,9 +16,9 @@ from synthetic import dataset
 from timing import Table, resident, synchronize
 
 from wmse.config import make_spec
+from wmse.losses import wmse_loss_unchecked
 from wmse.pretrain import Trainer
 from wmse.runtime import resolve
-from wmse.whitening import wmse_loss_unchecked
 
 # d, N, images in the data set: one grows, the others stay.
 CASES = [(d, 128, 10_000) for d in (2, 4, 8, 16)] + [(2, n, 10_000) for n in (256, 512, 1024)]

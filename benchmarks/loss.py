@@ -10,7 +10,7 @@ from timing import Table, alternate, milliseconds, ratio
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from wmse.whitening import wmse_loss_unchecked
+from wmse.losses import wmse_loss_unchecked
 
 SHAPES = [(2, 512, 64, 128, 1), (4, 256, 64, 128, 1), (2, 512, 128, 256, 4), (4, 256, 128, 256, 1)]  # d, N, k, w, iter
 

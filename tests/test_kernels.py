@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from wmse import kernels
-from wmse.kernels import views as loops
-from wmse.probes import BLOCK, _batches, _fit_by_loops, _fit_by_tensors, _scores_by_loops, _scores_by_tensors
-from wmse.views import SMALLEST, ViewParams, ViewRecipe, draw_params, make_view, shift_hue, view_by_tensors
-from wmse.whitening import loss_by_tensors, wmse_loss, wmse_loss_unchecked
+from wmse import compiled
+from wmse.probes.linear import draw_batches
+from wmse.probes.linear_loops import fit_by_loops
+from wmse.probes.linear_tensors import fit_by_tensors
+from wmse.views import SMALLEST_BY_LOOPS, ViewParams, ViewRecipe, draw_params, make_view
+from wmse.views.loops import rotate_hue, view_by_loops
+from wmse.views.tensors import shift_hue, view_by_tensors
 
 RECIPE = ViewRecipe(size=24, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 RECIPES = {
@@ -55,9 +56,9 @@ def noise(n: int, h: int, w: int, seed: int = 0) -> Tensor:
 def differing(images: Tensor, recipe: ViewRecipe, params: ViewParams, sizes: Tensor | None = None) -> int:
     """How many values of the loops' views differ from the tensors' by more than their last digits: by levels, then."""
     n, _, h, w = images.shape
-    pixels = torch.full((n,), h * w) if sizes is None else sizes.prod(dim=1)
-    expected = view_by_tensors(images, recipe, params, pixels)
-    found = make_view(images, recipe, params, sizes)
+    sizes = torch.tensor([[h, w]]).expand(n, 2) if sizes is None else sizes
+    expected = view_by_tensors(images, recipe, params, sizes)
+    found = view_by_loops(images, recipe, params, sizes)
     assert (found - expected).abs().max() < 2.5 / 255 / min(recipe.std)  # a level, and what the blur makes of it
     return int((~torch.isclose(found, expected, rtol=0, atol=1e-6)).sum())
 
@@ -81,7 +82,7 @@ def test_a_view_has_the_pixels_that_operations_on_tensors_give(
     st.integers(1, 9),
     st.integers(8, 150),
     st.integers(8, 70),
-    st.integers(SMALLEST, 50),
+    st.integers(SMALLEST_BY_LOOPS, 50),
     st.sampled_from(sorted(RECIPES)),
     st.integers(0, 2**31),
 )
@@ -100,7 +101,7 @@ def test_the_hue_of_every_colour_of_a_grid_is_the_tensors() -> None:
     for shift in (-0.5, -0.013, 0.1, 0.4):
         expected = shift_hue(grid.float()[None, :, None], torch.full((1, 1, 1), shift))[0, :, 0]
         r, g, b = grid.numpy().copy()
-        loops.shift_hue(r, g, b, len(r), np.float32(shift))
+        rotate_hue(r, g, b, len(r), np.float32(shift))
         assert np.array_equal(np.stack([r, g, b]), expected.numpy())
 
 
@@ -120,147 +121,6 @@ def test_parts_of_other_arrays_are_views_too() -> None:
     assert torch.equal(make_view(part, RECIPE, params), make_view(part.contiguous(), RECIPE, params))
 
 
-# --- loss -------------------------------------------------------------------------------------------------------------
-
-PAPER = [(2, 512, 64, 128, 1), (4, 256, 64, 128, 1), (2, 512, 128, 256, 4), (4, 256, 128, 256, 1)]  # d, N, k, w, iter
-
-
-def embeddings(d: int, n: int, k: int, seed: int = 0) -> Tensor:
-    """Correlated dimensions of different size, an offset, and views that agree in part: (d, n, k) float64."""
-    common, own = (torch.randn(m, n, k, generator=seeded(seed + m)).double() for m in (1, d))
-    mixing = torch.randn(k, k, generator=seeded(seed)).double() / k**0.5 + torch.eye(k)
-    return (common + 0.7 * own) @ mixing * torch.logspace(0, -1, k) + 3
-
-
-def value_and_gradient(loss: Callable[[Tensor], tuple[Tensor, Tensor | None]], x: Tensor) -> tuple[Tensor, Tensor]:
-    x = x.detach().requires_grad_()
-    value, info = loss(x)
-    assert info is not None
-    assert not info.any()
-    value.backward()
-    assert x.grad is not None
-    return value.detach(), x.grad
-
-
-def loss_by_both(
-    x: Tensor, w_size: int, w_iter: int, normalize: bool
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    def loops(v: Tensor) -> tuple[Tensor, Tensor | None]:
-        return wmse_loss_unchecked(v, w_size=w_size, w_iter=w_iter, normalize=normalize, generator=seeded(1))
-
-    def tensors(v: Tensor) -> tuple[Tensor, Tensor | None]:
-        return loss_by_tensors(v, "cholesky", w_size, w_iter, normalize, seeded(1))
-
-    return value_and_gradient(loops, x), value_and_gradient(tensors, x)
-
-
-@pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize(("d", "n", "k", "w_size", "w_iter"), PAPER)
-def test_the_loss_and_its_gradient_are_those_of_tensors(
-    d: int, n: int, k: int, w_size: int, w_iter: int, normalize: bool
-) -> None:
-    x = embeddings(d, n, k)
-    (value, grad), (expected, expected_grad) = loss_by_both(x, w_size, w_iter, normalize)
-    torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
-    assert (grad - expected_grad).abs().max() <= 1e-11 * expected_grad.abs().max()
-    # In single precision no further from these than the operations on tensors are, but for chance.
-    loops, tensors = loss_by_both(x.float(), w_size, w_iter, normalize)
-    for ours, theirs, exact in zip(loops, tensors, (expected, expected_grad), strict=True):
-        assert (ours.double() - exact).norm() <= 1.5 * (theirs.double() - exact).norm() + 1e-6 * exact.norm()
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.integers(2, 5), st.integers(1, 70), st.integers(0, 40), st.integers(1, 3), st.integers(1, 3), st.booleans(),
-    st.integers(0, 9),
-)  # fmt: skip
-def test_so_they_are_for_sizes_that_fill_no_tile(
-    d: int, k: int, extra: int, parts: int, w_iter: int, normalize: bool, seed: int
-) -> None:
-    w_size = k + k // 3 + 2 + extra  # of fewer samples, the covariance is so nearly singular that digits are lost
-    x = torch.randn(d, parts * w_size, k, generator=seeded(seed)).double()
-    (value, grad), (expected, expected_grad) = loss_by_both(x, w_size, w_iter, normalize)
-    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-14)
-    assert (grad - expected_grad).abs().max() <= 1e-8 * max(expected_grad.abs().max().item(), 1e-3)
-
-
-def test_the_loss_takes_embeddings_of_any_strides_and_leaves_them_alone() -> None:
-    x = embeddings(6, 48, 20)[::2, :, ::2]
-    before = x.clone()
-    for part in (x, x.transpose(0, 1).contiguous().transpose(0, 1), x.expand(3, -1, -1)):
-        found, expected = loss_by_both(part, 24, 2, True)[0], loss_by_both(part.contiguous(), 24, 2, True)[0]
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert torch.equal(x, before)
-
-
-def test_without_a_gradient_the_value_is_the_same() -> None:
-    x = embeddings(2, 64, 9)
-    value = wmse_loss(x, w_size=32, generator=seeded())
-    assert not value.requires_grad
-    assert torch.equal(wmse_loss(x.requires_grad_(), w_size=32, generator=seeded()).detach(), value)
-
-
-def test_a_factor_on_the_loss_is_one_on_the_gradient() -> None:
-    x = embeddings(2, 64, 9).requires_grad_()
-    loss = wmse_loss(x, w_size=32, generator=seeded())
-    once, thrice = (torch.autograd.grad(factor * loss, x, retain_graph=True)[0] for factor in (1, 3))
-    torch.testing.assert_close(thrice, 3 * once)
-
-
-@pytest.mark.parametrize("place", [0, 7, 8, 20, 39])
-def test_a_singular_sub_batch_is_found_wherever_it_shows(place: int) -> None:
-    x = embeddings(3, 160, 40)
-    x[1, :, place] = 2.0
-    _, info = wmse_loss_unchecked(x, w_size=80, w_iter=2, generator=seeded())
-    assert info[1].eq(place + 1).all()  # the minor, as LAPACK counts
-    assert not info[[0, 2]].any()
-
-
-TILES = """
-import torch
-from wmse.kernels.tiles import ROWS, VECTOR_BYTES
-from wmse.whitening import loss_by_tensors, wmse_loss_unchecked
-x = torch.randn(3, 90, 21, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
-generator = torch.Generator().manual_seed
-loops = wmse_loss_unchecked(x, w_size=45, generator=generator(1))[0]
-tensors = loss_by_tensors(x, "cholesky", 45, 1, True, generator(1))[0]
-grads = [torch.autograd.grad(loss, x)[0] for loss in (loops, tensors)]
-torch.testing.assert_close(grads[0], grads[1], rtol=0, atol=1e-12)
-print(ROWS, VECTOR_BYTES)
-"""
-
-
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="asks for features of an x86 CPU")
-def test_tiles_fit_a_cpu_without_avx512(tmp_path: Path) -> None:
-    cpu = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+sse2"}
-    assert result(start(tmp_path, TILES, **cpu)) == "4 32\n"
-
-
-# --- nearest neighbours -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("n", "tests", "f"), [(32, 1, 1), (320, 31, 64), (96, 32, 65), (640, 70, 200)])
-def test_scores_and_minima_are_those_of_tensors(threads: None, n: int, tests: int, f: int, dtype: torch.dtype) -> None:
-    train, half_norm = torch.randn(n, f, generator=seeded()).to(dtype), torch.rand(n, generator=seeded(1)).to(dtype)
-    half_norm[-1] = torch.inf
-    expected = half_norm.double() - torch.randn(tests, f, generator=seeded(2)).double() @ train.double().T
-    by_tensors, bits = _scores_by_tensors(train, half_norm, tests), []
-    for count in (1, 2, 5):
-        torch.set_num_threads(count)
-        by_loops = _scores_by_loops(train, half_norm, tests)
-        for m in (tests, tests // 2 + 1):  # a last part may be smaller
-            x = torch.randn(tests, f, generator=seeded(2)).to(dtype)[:m]
-            for scores, minima in (by_loops(x), by_tensors(x)):
-                torch.testing.assert_close(
-                    scores.double(), expected[:m], rtol=0, atol=3e-4 if x.itemsize == 4 else 1e-12
-                )
-                assert torch.equal(minima, scores.reshape(m, BLOCK, -1).amin(dim=1))
-        bits.append(by_loops(x)[0].clone())
-    assert torch.equal(bits[0], bits[1])
-    assert torch.equal(bits[0], bits[2])
-
-
 # --- linear probe -----------------------------------------------------------------------------------------------------
 
 
@@ -269,17 +129,17 @@ def test_scores_and_minima_are_those_of_tensors(threads: None, n: int, tests: in
 def test_the_probes_steps_are_those_of_tensors_in_float64(n: int, f: int, classes: int, batch: int) -> None:
     x, labels = torch.randn(n, f, generator=seeded()), torch.randint(0, classes, (n,), generator=seeded(1))
     weight, bias = 0.2 * torch.randn(classes, f, generator=seeded(2)), torch.randn(classes, generator=seeded(3))
-    batches = list(_batches(n, batch, 3, (1e-2, 1e-4), seeded(4), x.device))
-    found = _fit_by_loops(x, labels, weight, bias, batches, 5e-3)
-    expected = _fit_by_tensors(x.double(), labels, weight.double(), bias.double(), batches, 5e-3)
+    batches = list(draw_batches(n, batch, 3, (1e-2, 1e-4), seeded(4), x.device))
+    found = fit_by_loops(x, labels, weight, bias, batches, 5e-3)
+    expected = fit_by_tensors(x.double(), labels, weight.double(), bias.double(), batches, 5e-3)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=2e-4)
 
 
 def test_large_outputs_do_not_overflow() -> None:
     x, labels = torch.tensor([[1e4], [-1e4], [0.0]]), torch.tensor([0, 1, 1])
-    batches = _batches(3, 3, 2, (1e-2, 1e-2), seeded(), x.device)
-    weight, bias = _fit_by_loops(x, labels, torch.tensor([[1.0], [-1.0]]), torch.zeros(2), batches, 0)
+    batches = draw_batches(3, 3, 2, (1e-2, 1e-2), seeded(), x.device)
+    weight, bias = fit_by_loops(x, labels, torch.tensor([[1.0], [-1.0]]), torch.zeros(2), batches, 0)
     assert weight.isfinite().all()
     assert bias.isfinite().all()
 
@@ -309,15 +169,36 @@ def result(process: subprocess.Popen[str]) -> str:
     return out
 
 
-def test_kernels_of_another_text_have_another_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("changed", compiled.SOURCES)
+def test_loops_of_another_text_have_another_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
     """numba would load a cached function although one that it calls, in another file, has changed."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(kernels, "__file__", str(tmp_path / "__init__.py"))
+    for name in compiled.SOURCES:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a = 1")
+    monkeypatch.setattr(compiled, "PACKAGE", tmp_path)
     folders = []
     for text in ("a = 1", "a = 2", "a = 1"):
-        (tmp_path / "tiles.py").write_text(text)
-        folders.append(kernels.cache_folder())
+        (tmp_path / changed).write_text(text)
+        folders.append(compiled.cache_folder())
     assert folders[0] == folders[2] != folders[1]
+
+
+def test_every_module_with_loops_is_in_the_caches_name() -> None:
+    with_loops = {
+        path.relative_to(compiled.PACKAGE).as_posix()
+        for path in compiled.PACKAGE.rglob("*.py")
+        if "from numba import" in path.read_text()
+    }
+    assert with_loops <= set(compiled.SOURCES)
+
+
+def test_numba_is_not_imported_before_a_loop_is_due(tmp_path: Path) -> None:
+    """It takes long, and on a GPU no loop ever is."""
+    code = "import sys, wmse.views, wmse.probes, wmse.losses, wmse.methods.wmse; print('numba' in sys.modules)"
+    assert result(start(tmp_path, code)) == "False\n"
 
 
 def test_processes_may_compile_at_once_and_a_damaged_or_unusable_cache_costs_no_run(tmp_path: Path) -> None:

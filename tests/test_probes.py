@@ -7,16 +7,9 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 
-from wmse import probes
-from wmse.probes import (
-    cross_entropy_gradient,
-    embedding_spread,
-    knn_accuracy,
-    knn_predict,
-    linear_accuracy,
-    smallest,
-    vote,
-)
+from wmse.probes import embedding_spread, knn_accuracy, knn_predict, linear_accuracy, vote
+from wmse.probes.linear_tensors import cross_entropy_gradient
+from wmse.probes.neighbours import BLOCK, smallest
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -33,14 +26,6 @@ def clusters(n: int, f: int, classes: int, seed: int, distance: float) -> tuple[
 # --- nearest neighbours -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["loops", "tensors"])
-def _scores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By what the CPU computes distances, and by what a GPU does."""
-    if request.param == "tensors":
-        monkeypatch.setattr(probes, "_scores_by_loops", probes._scores_by_tensors)
-
-
-@pytest.mark.usefixtures("_scores")
 @pytest.mark.parametrize("k", [1, 2, 5, 20])
 @pytest.mark.parametrize("distance", [0.0, 3.0, 30.0])
 @pytest.mark.parametrize("offset", [0.0, 100.0, 1e4])  # far from the origin the norms cancel
@@ -53,7 +38,6 @@ def test_knn_is_scikit_learns(k: int, distance: float, offset: float) -> None:
     assert torch.equal(knn_predict(train, train_labels, test, k), expected)
 
 
-@pytest.mark.usefixtures("_scores")
 def test_neighbours_that_differ_in_the_last_digits_only_are_told_apart() -> None:
     """The float32 product cannot rank them: the squares' rounding exceeds the differences of the distances."""
     train = torch.full((8, 4), 1000.0)
@@ -73,7 +57,6 @@ def test_a_tie_goes_to_the_smallest_label() -> None:
     assert knn_predict(train, train_labels, torch.zeros(1, 1), k=4).tolist() == [2] == model.predict([[0.0]]).tolist()
 
 
-@pytest.mark.usefixtures("_scores")
 @pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
 def test_the_chunk_has_no_influence(chunk: int) -> None:
     (train, labels), (test, _) = clusters(300, 8, 5, 1, 2.0), clusters(64, 8, 5, 5, 2.0)
@@ -86,7 +69,6 @@ def brute_force(train: Tensor, labels: Tensor, test: Tensor, k: int) -> Tensor:
     return vote(labels[distance.sort(dim=1, stable=True).indices[:, :k]])
 
 
-@pytest.mark.usefixtures("_scores")
 @pytest.mark.parametrize("k", [1, 3, 5])
 @pytest.mark.parametrize("offset", [0.0, 5000.0])
 def test_of_many_samples_at_the_same_distance_the_first_ones_are_taken(k: int, offset: float) -> None:
@@ -99,14 +81,13 @@ def test_of_many_samples_at_the_same_distance_the_first_ones_are_taken(k: int, o
     assert torch.equal(knn_predict(points, labels, test, k), brute_force(points, labels, test, k))
 
 
-@pytest.mark.parametrize("n", [32, 320, 3200])
+@pytest.mark.parametrize("n", [BLOCK, 10 * BLOCK, 100 * BLOCK])
 @pytest.mark.parametrize("count", [1, 10, 16])
 def test_the_smallest_entries_are_found_block_by_block(n: int, count: int) -> None:
     scores = torch.rand(50, n, generator=seeded())
     scores[:20] = scores[:20].sort(dim=1).values  # neighbours in one block
     scores[20:30, ::7] = 0.5
-    minima = scores.view(50, 32, -1).amin(dim=1)
-    found = scores.gather(1, smallest(scores, minima, count)).sort(dim=1).values
+    found = scores.gather(1, smallest(scores, count)).sort(dim=1).values
     assert torch.equal(found, scores.topk(count, dim=1, largest=False).values.sort(dim=1).values)
 
 

@@ -20,23 +20,14 @@ from scipy.stats import chi2_contingency, chisquare, ks_2samp, kstest
 from torch import Tensor
 from torchvision.transforms import ColorJitter, InterpolationMode, RandomResizedCrop
 
-import wmse.views
-from wmse.views import (
-    BRIGHTNESS,
-    CONTRAST,
-    HUE,
-    SATURATION,
-    ViewParams,
-    ViewRecipe,
+from wmse.views import ViewParams, ViewRecipe, draw_params, make_view, normalize, resize_center_crop
+from wmse.views.params import BRIGHTNESS, CONTRAST, HUE, SATURATION, draw_crops
+from wmse.views.tensors import (
+    TABLE_LIMIT,
     bicubic_weights,
     color_jitter,
     crop_matrix,
-    draw_crops,
-    draw_params,
     gaussian_blur,
-    make_view,
-    normalize,
-    resize_center_crop,
     resized_crop,
     shift_hue,
     to_gray,
@@ -165,7 +156,7 @@ def test_the_table_of_weights_holds_the_directly_computed_ones(in_size: int, out
     length[:2] = torch.tensor([1, in_size])
     start = (torch.rand(60, generator=seeded(1)) * (in_size - length + 1)).long()
     direct = bicubic_weights(start, length, in_size, out_size)
-    assert in_size <= wmse.views.TABLE_LIMIT
+    assert in_size <= TABLE_LIMIT
     torch.testing.assert_close(crop_matrix(start, length, in_size, out_size), direct, rtol=0, atol=0)
     torch.testing.assert_close(direct.sum(dim=2), torch.ones(60, out_size), rtol=0, atol=1e-6)
     pixel = torch.arange(in_size)

@@ -1,4 +1,7 @@
-"""Losses of the baselines. W-MSE itself is in `wmse.whitening`."""
+"""The losses: W-MSE of the paper (Section 3), and those of its baselines.
+
+Functions of tensors (d, N, k): d views, N images, k embedding dimensions.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,99 @@ from itertools import combinations, permutations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import cross_entropy
 from torch.nn.functional import normalize as unit_length
+
+from wmse.whitening import check_factorisations, whiten_sub_batches
+
+
+def wmse_loss(
+    embeddings: Tensor,
+    *,
+    w_size: int,
+    w_iter: int = 1,
+    normalize: bool = True,
+    whitening: str = "cholesky",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """W-MSE: the mean squared distance between the whitened views of an image, over all pairs of views.
+
+    Args:
+        embeddings: (d, N, k) outputs of the projection head for d >= 2 views of N images.
+        w_size: samples in a whitened sub-batch; divides N and exceeds k.
+        w_iter: independent slicings whose losses are averaged.
+        normalize: scale the whitened vectors to unit length, so that the distance is 2 - 2 cos. False is the
+            paper's Euclidean ablation, whose mean also runs over the k dimensions (as in the authors' code).
+        whitening: as in `whiten_sub_batches`; anything but "cholesky" is an ablation.
+        generator: a CPU generator of the permutations.
+
+    Returns:
+        A scalar in float32 (float64 for float64 embeddings); gradient reaches every view.
+
+    Raises:
+        SingularCovarianceError: a sub-batch cannot be whitened; the message says which one, of which view.
+
+    Source: equations 3 to 6 of the paper and its Section 3.1.
+    """
+    loss, info = wmse_loss_unchecked(
+        embeddings, w_size=w_size, w_iter=w_iter, normalize=normalize, whitening=whitening, generator=generator
+    )
+    if info is not None:
+        check_factorisations(info, w_size, embeddings.shape[-1])
+    return loss
+
+
+def wmse_loss_unchecked(
+    embeddings: Tensor,
+    *,
+    w_size: int,
+    w_iter: int = 1,
+    normalize: bool = True,
+    whitening: str = "cholesky",
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """`wmse_loss` without the check: also returns the states of the factorisations (`whiten_sub_batches`)."""
+    if embeddings.dim() != 3 or embeddings.shape[0] < 2:
+        raise ValueError(f"embeddings must have shape (d >= 2, N, k), got {tuple(embeddings.shape)}")
+    if whitening == "cholesky" and w_size <= embeddings.shape[-1]:
+        raise ValueError(f"w_size ({w_size}) must exceed the embedding size ({embeddings.shape[-1]})")
+    z, info = whiten_sub_batches(embeddings, whitening=whitening, w_size=w_size, w_iter=w_iter, generator=generator)
+    return (_UnitPairDistance.apply(z) if normalize else mean_pair_distance(z) / z.shape[-1]), info
+
+
+def mean_pair_distance(z: Tensor) -> Tensor:
+    """Mean over all pairs of views and all samples of ||z_i - z_j||^2, linear in the number of views.
+
+    Args:
+        z: (d, ..., k), one slice a view.
+
+    Since sum_{i<j} ||z_i - z_j||^2 = d * sum_i ||z_i - mean||^2, the d(d-1)/2 pairs need not be formed. Unlike the
+    form 2d/(d-1) * (1 - ||mean||^2) for unit vectors, this one does not cancel when the views agree.
+    """
+    d, samples = z.shape[0], z[0].numel() // z.shape[-1]
+    return (z - z.mean(dim=0)).square().sum() * (2 / ((d - 1) * samples))
+
+
+class _UnitPairDistance(torch.autograd.Function):
+    """`mean_pair_distance` of z (d, ..., k) scaled to unit length, with its gradient in closed form."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, z: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(z, dim=-1, keepdim=True).clamp_min_(1e-12)
+        unit = z / length
+        apart = unit - unit.mean(dim=0)
+        ctx.save_for_backward(unit, apart, length)
+        ctx.scale = 2 / ((len(z) - 1) * (z[0].numel() // z.shape[-1]))
+        return apart.square().sum() * ctx.scale
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:
+        unit, apart, length = ctx.saved_tensors
+        product = apart * unit
+        along = product.sum(dim=-1, keepdim=True)  # a change along z changes nothing
+        return torch.addcmul(apart, unit, along, value=-1, out=product).mul_(2 * ctx.scale * grad / length)
 
 
 def nt_xent(embeddings: Tensor, temperature: float = 0.5, normalize: bool = True) -> Tensor:

@@ -15,8 +15,9 @@ import wmse
 from wmse.datasets import SOURCES
 from wmse.datasets.build import placed_raw, verify_raw
 from wmse.errors import WmseError
+from wmse.losses import wmse_loss
 from wmse.provenance import cpu_name
-from wmse.whitening import whiten, wmse_loss
+from wmse.whitening import whiten
 
 Matrix = list[list[float]]
 

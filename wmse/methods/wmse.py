@@ -7,8 +7,8 @@ from torch import Tensor
 
 from wmse.config import RunSpec
 from wmse.encoder import Encoder, projection_head
+from wmse.losses import wmse_loss_unchecked
 from wmse.methods import Method, StepOutput, embed
-from wmse.whitening import wmse_loss_unchecked
 
 
 class WMSE(Method):

@@ -1,9 +1,4 @@
-"""Random views of images: colour jitter, grayscale, resized crop, flip, blur (paper, Section 5 and Appendix).
-
-The order and the arithmetic are those of the authors' torchvision/PIL pipeline, but every operation takes a whole
-batch: parameters are drawn per image and per view on the CPU (so that one seed means the same views on every device)
-and the pixels are computed where the images are. Each operation is a function of tensors; on a CPU, `wmse.kernels`
-takes one image after the other through all of them, with the same results.
+"""Views in operations on whole batches of tensors, on any device.
 
 Shapes: N images, (h, w) input, (H, W) output, channels R, G, B. Pixels are float32 but hold whole grey levels from 0 to
 255: every operation rounds where PIL's does, so that a view differs from PIL's by a level here and there.
@@ -12,108 +7,23 @@ Shapes: N images, (h, w) input, (H, W) output, channels R, G, B. Pixels are floa
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-LUMA = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # PIL's convert("L"), ITU-R 601; exact in float32
+from wmse.views.params import CONTRAST, HUE, SATURATION, ViewParams, ViewRecipe
+
+LUMA = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # PIL's convert("L"), ITU-R 601; exact in float32.
 
 
-@dataclass(frozen=True)
-class ViewRecipe:
-    """The distribution of the views; defaults are the CIFAR recipe of the authors' code.
-
-    Attributes:
-        size: side of the square output in pixels.
-        crop_scale: range of the crop's share of the image's area.
-        crop_ratio: range of the crop's aspect ratio (width / height), drawn uniformly in its logarithm.
-        jitter: strengths of brightness, contrast, saturation and hue.
-        jitter_p, grayscale_p, flip_p, blur_p: probabilities.
-        blur_sigma: range of the blur's standard deviation in pixels (PIL's radius).
-        mean, std: per-channel normalisation, applied last.
-    """
-
-    size: int = 32
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
-    jitter_p: float = 0.8
-    grayscale_p: float = 0.1
-    flip_p: float = 0.5
-    blur_p: float = 0.0
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-
-
-@dataclass
-class ViewParams:
-    """The drawn parameters of one view of each of N images.
-
-    Attributes:
-        order: (N, 4) int64, a permutation of (BRIGHTNESS, CONTRAST, SATURATION, HUE), first operation first.
-        factors: (N, 4) float32, the four operations' factors (hue: a shift in turns); the identity (1, 1, 1, 0)
-            where the jitter does not apply.
-        gray: (N,) bool.
-        box: (N, 4) int64, the crop's top, left, height, width in pixels.
-        flip: (N,) bool.
-        sigma: (N,) float32, standard deviation of the blur, 0 for none.
-    """
-
-    order: Tensor
-    factors: Tensor
-    gray: Tensor
-    box: Tensor
-    flip: Tensor
-    sigma: Tensor
-
-    def to(self, device: torch.device | str) -> ViewParams:
-        """Copy to a device; from the CPU to a GPU without waiting for it."""
-
-        def move(t: Tensor) -> Tensor:
-            pinned = t.pin_memory() if torch.device(device).type == "cuda" else t
-            return pinned.to(device, non_blocking=True)
-
-        return ViewParams(*(move(getattr(self, field.name)) for field in fields(self)))
-
-    def __getitem__(self, index: slice | Tensor) -> ViewParams:
-        return ViewParams(*(getattr(self, field.name)[index] for field in fields(self)))
-
-
-def make_view(images: Tensor, recipe: ViewRecipe, params: ViewParams, sizes: Tensor | None = None) -> Tensor:
-    """One view of each image.
-
-    Args:
-        images: (N, 3, h, w) uint8.
-        params: on the CPU.
-        sizes: (N, 2) height and width of each image where they differ; the rest of (h, w), below and to the right, is
-            zero. None: all images fill (h, w).
-
-    Returns:
-        (N, 3, H, W) float32, normalised, on the images' device.
-    """
-    if sizes is None:
-        sizes = torch.tensor(images.shape[-2:]).expand(len(images), 2)
+def view_by_tensors(images: Tensor, recipe: ViewRecipe, params: ViewParams, sizes: Tensor) -> Tensor:
+    """One view of each image, as `make_view` describes it. sizes: (N, 2) on the CPU, like `params`."""
     pixels = sizes.prod(dim=1)
     if images.is_cuda:
+        params = params.to(images.device)
         pixels = pixels.pin_memory().to(images.device, non_blocking=True)
-        return view_by_tensors(images, recipe, params.to(images.device), pixels)
-    if recipe.size < SMALLEST:
-        return view_by_tensors(images, recipe, params, pixels)
-    return _view_by_loops(images, recipe, params, sizes)
-
-
-# Side of the smallest views that the loops make. MKL adds up the sums of smaller ones in other orders, so that one in
-# ten thousand of their pixels would be rounded the other way; of 75 million values of larger ones not one differed.
-SMALLEST = 12
-
-
-def view_by_tensors(images: Tensor, recipe: ViewRecipe, params: ViewParams, pixels: Tensor) -> Tensor:
-    """`make_view` in operations on tensors of one device. pixels: (N,) number of pixels of each image."""
     x = images.float()
     x = color_jitter(x, params.factors, params.order, pixels)
     if recipe.grayscale_p > 0:
@@ -125,105 +35,11 @@ def view_by_tensors(images: Tensor, recipe: ViewRecipe, params: ViewParams, pixe
     return normalize(x, recipe.mean, recipe.std)
 
 
-def _view_by_loops(images: Tensor, recipe: ViewRecipe, params: ViewParams, sizes: Tensor) -> Tensor:
-    """`make_view` on the CPU: the same pixels from compiled loops, all but the blur, in a fifth of the time."""
-    from wmse import kernels  # not needed on a GPU, and slow to import
-    from wmse.kernels.views import views
-
-    blurs = params.sigma.nonzero()[:, 0] if recipe.blur_p > 0 else ()
-    gray = params.gray if recipe.grayscale_p > 0 else torch.zeros_like(params.gray)
-    shift, scale = 255 * torch.tensor(recipe.mean), 255 * torch.tensor(recipe.std)  # as in `normalize`
-    if len(blurs):  # first
-        shift, scale = torch.zeros(3), torch.ones(3)
-    out = torch.empty(len(images), 3, recipe.size, recipe.size)
-    tensors = (images, sizes, params.order, params.factors, gray, params.box, params.flip, shift, scale, out)
-    arrays = [tensor.contiguous().numpy() for tensor in tensors]
-    kernels.in_threads(lambda start, stop: views(start, stop, *arrays), len(images))
-    if not len(blurs):
-        return out
-    for rows in blurs.split(max(1, BLUR_PIXELS // recipe.size**2)):
-        out[rows] = gaussian_blur(out[rows], params.sigma[rows], recipe.blur_sigma[1])
-    return normalize(out, recipe.mean, recipe.std)
-
-
-BLUR_PIXELS = 2**17  # blurred at a time on the CPU, so that intermediates stay in the cache
-
-
 def normalize(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(x / 255 - mean) / std per channel of (N, 3, H, W)."""
     shift = 255 * torch.tensor(mean, dtype=x.dtype, device=x.device).view(-1, 1, 1)
     scale = 255 * torch.tensor(std, dtype=x.dtype, device=x.device).view(-1, 1, 1)
     return (x - shift) / scale
-
-
-# --- drawing the parameters -------------------------------------------------------------------------------------------
-
-
-def draw_params(
-    n: int, height: int | Tensor, width: int | Tensor, recipe: ViewRecipe, generator: torch.Generator
-) -> ViewParams:
-    """Draw the parameters of one view of each of n images, with a CPU generator.
-
-    Args:
-        height, width: of the images in pixels; (n,) int64 where they differ.
-    """
-
-    def uniform(low: float, high: float) -> Tensor:
-        return torch.empty(n).uniform_(low, high, generator=generator)
-
-    def chance(p: float) -> Tensor:
-        return torch.rand(n, generator=generator) < p
-
-    *strengths, hue = recipe.jitter
-    factors = torch.stack([*(uniform(max(0.0, 1 - s), 1 + s) for s in strengths), uniform(-hue, hue)], dim=1)
-    identity = torch.tensor([1.0, 1.0, 1.0, 0.0])
-    factors = torch.where(chance(recipe.jitter_p)[:, None], factors, identity)
-    order = torch.rand(n, 4, generator=generator).argsort(dim=1)  # a uniform permutation per image
-    return ViewParams(
-        order=order,
-        factors=factors,
-        gray=chance(recipe.grayscale_p),
-        box=draw_crops(n, height, width, recipe.crop_scale, recipe.crop_ratio, generator),
-        flip=chance(recipe.flip_p),
-        sigma=torch.where(chance(recipe.blur_p), uniform(*recipe.blur_sigma), 0.0),
-    )
-
-
-def draw_crops(
-    n: int,
-    height: int | Tensor,
-    width: int | Tensor,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    generator: torch.Generator,
-    attempts: int = 10,
-) -> Tensor:
-    """Boxes of random resized crops with torchvision's sampler: (n, 4) int64 of top, left, height, width.
-
-    Up to ten attempts draw an area and a log-uniform aspect ratio; the first box that fits is placed uniformly. If
-    none fits, the largest central box within the range of ratios is taken.
-    """
-    height, width = torch.as_tensor(height).expand(n), torch.as_tensor(width).expand(n)
-    area = torch.empty(n, attempts).uniform_(*scale, generator=generator) * (height * width)[:, None]
-    log_ratio = torch.empty(n, attempts).uniform_(math.log(ratio[0]), math.log(ratio[1]), generator=generator)
-    aspect = log_ratio.exp()
-    w = (area * aspect).sqrt().round().long()
-    h = (area / aspect).sqrt().round().long()
-    fits = (w > 0) & (w <= width[:, None]) & (h > 0) & (h <= height[:, None])
-    first = fits.byte().argmax(dim=1, keepdim=True)
-    h, w = h.gather(1, first)[:, 0], w.gather(1, first)[:, 0]
-    place = torch.rand(n, 2, generator=generator, dtype=torch.float64)
-    top = (place[:, 0] * (height - h + 1)).long()
-    left = (place[:, 1] * (width - w + 1)).long()
-    box = torch.stack([top, left, h, w], dim=1)
-    return torch.where(fits.any(dim=1, keepdim=True), box, _central_box(height, width, ratio))
-
-
-def _central_box(height: Tensor, width: Tensor, ratio: tuple[float, float]) -> Tensor:
-    """The largest central boxes within the range of ratios: (n, 4)."""
-    h = torch.minimum(height, (width / ratio[0]).round().long())
-    w = torch.minimum(width, (height * ratio[1]).round().long())
-    return torch.stack([(height - h) // 2, (width - w) // 2, h, w], dim=1)
 
 
 # --- colour -----------------------------------------------------------------------------------------------------------
@@ -382,6 +198,30 @@ def bicubic_matrix(in_size: int, out_size: int) -> Tensor:
     return bicubic_weights(torch.tensor([0]), torch.tensor([in_size]), in_size, out_size)[0]
 
 
+def resize_center_crop(images: Tensor, resize: int, size: int) -> Tensor:
+    """Shorter side to `resize` (bicubic, PIL), then the central (size, size): the un-augmented view of an image.
+
+    Args:
+        images: (N, 3, h, w) uint8.
+
+    Returns:
+        (N, 3, size, size) float32, in whole levels.
+    """
+    h, w = images.shape[-2:]
+    short = min(h, w)
+    new_h, new_w = (resize, int(resize * w / short)) if h == short else (int(resize * h / short), resize)
+    rows = bicubic_matrix(h, new_h).to(images.device)
+    columns = bicubic_matrix(w, new_w).to(images.device)
+    top, left = round((new_h - size) / 2), round((new_w - size) / 2)
+    if size > min(new_h, new_w):
+        raise ValueError(f"a crop of {size} pixels does not fit into images resized to {new_h} x {new_w}")
+    x = to_levels(images.float() @ columns[left : left + size].T)  # PIL rounds between the passes
+    return to_levels(rows[top : top + size] @ x)
+
+
+# --- blur -------------------------------------------------------------------------------------------------------------
+
+
 def gaussian_blur(x: Tensor, sigma: Tensor, largest: float) -> Tensor:
     """PIL's Gaussian blur of (N, 3, H, W) with each image's own standard deviation in pixels; 0 changes nothing.
 
@@ -414,24 +254,3 @@ def box_radius(sigma: Tensor) -> Tensor:
     whole = ((12 * variance + 1).sqrt().sub(1) / 2).floor()
     part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1).square()))
     return whole + part
-
-
-def resize_center_crop(images: Tensor, resize: int, size: int) -> Tensor:
-    """Shorter side to `resize` (bicubic, PIL), then the central (size, size): the un-augmented view of an image.
-
-    Args:
-        images: (N, 3, h, w) uint8.
-
-    Returns:
-        (N, 3, size, size) float32, in whole levels.
-    """
-    h, w = images.shape[-2:]
-    short = min(h, w)
-    new_h, new_w = (resize, int(resize * w / short)) if h == short else (int(resize * h / short), resize)
-    rows = bicubic_matrix(h, new_h).to(images.device)
-    columns = bicubic_matrix(w, new_w).to(images.device)
-    top, left = round((new_h - size) / 2), round((new_w - size) / 2)
-    if size > min(new_h, new_w):
-        raise ValueError(f"a crop of {size} pixels does not fit into images resized to {new_h} x {new_w}")
-    x = to_levels(images.float() @ columns[left : left + size].T)  # PIL rounds between the passes
-    return to_levels(rows[top : top + size] @ x)

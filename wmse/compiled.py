@@ -1,14 +1,10 @@
-"""Compiled loops for the CPU: views of images, the W-MSE loss with its gradient, and the costly parts of the probes.
+"""Compilation of loops by numba, where it keeps what it has compiled, and threads to run it in.
 
-On a CPU, operations on tensors stream every intermediate result through the caches. Here an image, a sub-batch or a few
-rows of features go through all operations while they are in the innermost ones. Of the tensors' time per core, views
-take 0.3 (32 pixels) to 0.13 (from 96 to 64), the loss 0.3, a step of the linear probe and the distances of the nearest
-neighbours 0.4. Nothing here draws or decides anything: `wmse.views`, `wmse.whitening` and `wmse.probes` call it, say
-what is computed, and hold the same arithmetic as operations on tensors, for GPUs and as the tests' reference.
+On a CPU, operations on tensors stream every intermediate result through the caches; a loop takes an image or a few
+samples through all operations while they are in the innermost one. So `wmse.views` and the linear probe have both: the
+loops for CPUs, and the same arithmetic as operations on tensors for GPUs and as the reference in tests.
 
-Functions of numpy arrays. Importing a module of these takes 0.3 s, so that is done where a kernel is due. Arithmetic is
-strict IEEE but in PRODUCT and tiles, whose multiplications and additions are fused, and in SUMS, whose order is the
-compiler's.
+Importing this imports numba, which is slow; so the loops are imported where they are called.
 """
 
 from __future__ import annotations
@@ -27,19 +23,24 @@ import torch
 from llvmlite import binding
 from numba import njit
 
+# The arithmetic of a loop: IEEE's to the letter; with fused multiplications and additions, as in MKL's products; with
+# sums in whichever order the compiler finds fastest.
 STRICT = {"error_model": "numpy", "nogil": True}
-PRODUCT = {**STRICT, "fastmath": {"contract"}}
-SUMS = {**STRICT, "fastmath": {"contract", "reassoc", "nsz"}}
+FUSED = {**STRICT, "fastmath": {"contract"}}
+ANY_ORDER = {**STRICT, "fastmath": {"contract", "reassoc", "nsz"}}
+
+PACKAGE = Path(__file__).parent
+SOURCES = ("compiled.py", "probes/linear_loops.py", "views/loops.py", "views/params.py")  # What the loops are made of.
 
 
 def cache_folder() -> Path | None:
     """A folder of this user's for compiled code, None where there is none that can be written.
 
     One for each kind of CPU and version: jobs that start on different machines of a cluster at once would otherwise
-    write different code into files of the same name. And one for each text of this package: numba itself notices a
-    change in the file of a function, but not in those that it calls.
+    write different code into files of the same name. And one for each text of the sources: numba itself notices a
+    change in the file of a function, but not in the files of those that it calls.
     """
-    sources = zlib.crc32(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
+    sources = zlib.crc32(b"".join((PACKAGE / name).read_bytes() for name in SOURCES))
     cpu = f"{binding.get_host_cpu_name()}-{zlib.crc32(binding.get_host_cpu_features().flatten().encode()):08x}"
     try:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -1,17 +1,44 @@
-"""Views of images: jitter, gray, crop, resize, flip and normalise, one image at a time."""
+"""Views by compiled loops on a CPU: each image goes through all operations on its own, in as many threads as torch has.
+
+The pixels are those of `wmse.views.tensors`, whose operations of the same purpose say what is computed.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numba import njit
 from numpy import float32, float64, int32, int64, ndarray, uint8
+from torch import Tensor
 
-from wmse.kernels import PRODUCT, STRICT, cached
-from wmse.views import BRIGHTNESS, CONTRAST, HUE, SATURATION
+from wmse.compiled import FUSED, STRICT, cached, in_threads
+from wmse.views.params import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewParams, ViewRecipe
+from wmse.views.tensors import gaussian_blur, normalize
+
+
+def view_by_loops(images: Tensor, recipe: ViewRecipe, params: ViewParams, sizes: Tensor) -> Tensor:
+    """One view of each image, as `make_view` describes it, all on the CPU. The blur is the tensors'."""
+    blurs = params.sigma.nonzero()[:, 0] if recipe.blur_p > 0 else ()
+    gray = params.gray if recipe.grayscale_p > 0 else torch.zeros_like(params.gray)
+    shift, scale = 255 * torch.tensor(recipe.mean), 255 * torch.tensor(recipe.std)  # as in `normalize`
+    if len(blurs):  # these come before the normalisation
+        shift, scale = torch.zeros(3), torch.ones(3)
+    out = torch.empty(len(images), 3, recipe.size, recipe.size)
+    tensors = (images, sizes, params.order, params.factors, gray, params.box, params.flip, shift, scale, out)
+    arrays = [tensor.contiguous().numpy() for tensor in tensors]
+    in_threads(lambda start, stop: fill_views(start, stop, *arrays), len(images))
+    if not len(blurs):
+        return out
+    for rows in blurs.split(max(1, BLUR_PIXELS // recipe.size**2)):
+        out[rows] = gaussian_blur(out[rows], params.sigma[rows], recipe.blur_sigma[1])
+    return normalize(out, recipe.mean, recipe.std)
+
+
+BLUR_PIXELS = 2**17  # Pixels that are blurred at a time, so that intermediate results stay in the cache.
 
 
 @cached
-def views(
+def fill_views(
     start: int,
     stop: int,
     images: ndarray,
@@ -29,7 +56,7 @@ def views(
 
     Args:
         images: (N, 3, h, w) uint8; sizes: (N, 2) int64, height and width of each.
-        order, factors, gray, box, flip: as in `wmse.views.ViewParams`.
+        order, factors, gray, box, flip: as in `ViewParams`.
         shift, scale: (3,) float32; a level x becomes (x - shift) / scale.
         out: (N, 3, H, W) float32.
     """
@@ -50,7 +77,7 @@ def one_view(
     scale: ndarray,
     out: ndarray,
 ) -> None:
-    """`views` of one image; levels stay uint8 between the operations, which round to whole levels anyway.
+    """`fill_views` of one image; levels stay uint8 between the operations, which round to whole levels anyway.
 
     Only the contrast looks beyond the crop: what comes before it is done to the whole image, the rest to the box.
     """
@@ -74,7 +101,7 @@ def one_view(
     for position in range(first, 4):
         adjust(r, g, b, n, order[position], factors[order[position]], mean)
     if gray:
-        to_gray(r, g, b, n)
+        turn_gray(r, g, b, n)
     across, down = bicubic_taps(columns, len(out[0])), bicubic_taps(rows, len(out[0]))
     for channel, plane in enumerate((r, g, b)):
         resize(plane, rows, columns, across, down, flip, shift[channel], scale[channel], out[channel])
@@ -94,7 +121,7 @@ def adjust(r: ndarray, g: ndarray, b: ndarray, n: int, operation: int, factor: f
     """One operation of the jitter on n pixels, in place. mean: the mean luminance, for the contrast."""
     if operation == HUE:
         if factor != 0:
-            shift_hue(r, g, b, n, factor)
+            rotate_hue(r, g, b, n, factor)
     elif factor != 1:
         if operation == SATURATION:
             saturate(r, g, b, n, factor)
@@ -133,15 +160,15 @@ def saturate(r: ndarray, g: ndarray, b: ndarray, n: int, factor: float) -> None:
 
 
 @njit(**STRICT)
-def to_gray(r: ndarray, g: ndarray, b: ndarray, n: int) -> None:
+def turn_gray(r: ndarray, g: ndarray, b: ndarray, n: int) -> None:
     for i in range(n):
         level = uint8(luma(r[i], g[i], b[i]))
         r[i], g[i], b[i] = level, level, level
 
 
 @njit(**STRICT)
-def shift_hue(r: ndarray, g: ndarray, b: ndarray, n: int, shift: float) -> None:
-    """`wmse.views.shift_hue`, digit for digit, but for its products that stand for choices."""
+def rotate_hue(r: ndarray, g: ndarray, b: ndarray, n: int, shift: float) -> None:
+    """`shift_hue` of the tensors, digit for digit, but for its products that stand for choices."""
     steps = np.trunc(shift * float32(255))
     for i in range(n):
         x, y, z = float32(r[i]), float32(g[i]), float32(b[i])
@@ -169,7 +196,7 @@ def tent(hue: float, centre: float, sign: float, offset: float, saturation: floa
 
 @njit(**STRICT)
 def bicubic_taps(length: int, size: int) -> tuple[ndarray, ndarray, ndarray]:
-    """`wmse.views.bicubic_weights` of a whole axis without its zeros.
+    """`bicubic_weights` of a whole axis without its zeros.
 
     Returns:
         For each output pixel the first input pixel and their number, (size,) int64, and the weights (size, most)
@@ -222,15 +249,15 @@ def resize(
         weigh_lines(turned, first[j], count[j], weights[j], line)
         place = size - 1 - j if flip else j
         for y in range(rows):
-            middle[y, place] = to_level(line[y])  # PIL rounds between the passes
+            middle[y, place] = round_level(line[y])  # PIL rounds between the passes
     first, count, weights = down
     for i in range(size):
         weigh_lines(middle, first[i], count[i], weights[i], line)
         for x in range(size):
-            out[i, x] = (to_level(line[x]) - shift) / scale
+            out[i, x] = (round_level(line[x]) - shift) / scale
 
 
-@njit(**PRODUCT)
+@njit(**FUSED)
 def weigh_lines(lines: ndarray, first: int, count: int, weights: ndarray, out: ndarray) -> None:
     """The weighted sum of `count` rows of `lines`, in their order and fused: as MKL's product rounds it."""
     n = lines.shape[1]
@@ -243,6 +270,6 @@ def weigh_lines(lines: ndarray, first: int, count: int, weights: ndarray, out: n
 
 
 @njit(**STRICT)
-def to_level(x: float) -> float:
+def round_level(x: float) -> float:
     """Clipped to [0, 255] and rounded, half to even."""
     return np.rint(min(max(x, float32(0)), float32(255)))

@@ -1,0 +1,140 @@
+"""What a view is drawn from, and its parameters: per image and per view, on the CPU."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+# The operations of the colour jitter, as `ViewParams.order` names them.
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+
+
+@dataclass(frozen=True)
+class ViewRecipe:
+    """The distribution of the views; defaults are the CIFAR recipe of the authors' code.
+
+    Attributes:
+        size: side of the square output in pixels.
+        crop_scale: range of the crop's share of the image's area.
+        crop_ratio: range of the crop's aspect ratio (width / height), drawn uniformly in its logarithm.
+        jitter: strengths of brightness, contrast, saturation and hue.
+        jitter_p, grayscale_p, flip_p, blur_p: probabilities.
+        blur_sigma: range of the blur's standard deviation in pixels (PIL's radius).
+        mean, std: per-channel normalisation, applied last.
+    """
+
+    size: int = 32
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    jitter_p: float = 0.8
+    grayscale_p: float = 0.1
+    flip_p: float = 0.5
+    blur_p: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+@dataclass
+class ViewParams:
+    """The drawn parameters of one view of each of N images.
+
+    Attributes:
+        order: (N, 4) int64, a permutation of (BRIGHTNESS, CONTRAST, SATURATION, HUE), first operation first.
+        factors: (N, 4) float32, the four operations' factors (hue: a shift in turns); the identity (1, 1, 1, 0)
+            where the jitter does not apply.
+        gray: (N,) bool.
+        box: (N, 4) int64, the crop's top, left, height, width in pixels.
+        flip: (N,) bool.
+        sigma: (N,) float32, standard deviation of the blur, 0 for none.
+    """
+
+    order: Tensor
+    factors: Tensor
+    gray: Tensor
+    box: Tensor
+    flip: Tensor
+    sigma: Tensor
+
+    def to(self, device: torch.device | str) -> ViewParams:
+        """Copy to a device; from the CPU to a GPU without waiting for it."""
+
+        def move(t: Tensor) -> Tensor:
+            pinned = t.pin_memory() if torch.device(device).type == "cuda" else t
+            return pinned.to(device, non_blocking=True)
+
+        return ViewParams(*(move(getattr(self, field.name)) for field in fields(self)))
+
+    def __getitem__(self, index: slice | Tensor) -> ViewParams:
+        return ViewParams(*(getattr(self, field.name)[index] for field in fields(self)))
+
+
+def draw_params(
+    n: int, height: int | Tensor, width: int | Tensor, recipe: ViewRecipe, generator: torch.Generator
+) -> ViewParams:
+    """Draw the parameters of one view of each of n images, with a CPU generator.
+
+    Args:
+        height, width: of the images in pixels; (n,) int64 where they differ.
+    """
+
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.empty(n).uniform_(low, high, generator=generator)
+
+    def chance(p: float) -> Tensor:
+        return torch.rand(n, generator=generator) < p
+
+    *strengths, hue = recipe.jitter
+    factors = torch.stack([*(uniform(max(0.0, 1 - s), 1 + s) for s in strengths), uniform(-hue, hue)], dim=1)
+    identity = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    factors = torch.where(chance(recipe.jitter_p)[:, None], factors, identity)
+    order = torch.rand(n, 4, generator=generator).argsort(dim=1)  # a uniform permutation per image
+    return ViewParams(
+        order=order,
+        factors=factors,
+        gray=chance(recipe.grayscale_p),
+        box=draw_crops(n, height, width, recipe.crop_scale, recipe.crop_ratio, generator),
+        flip=chance(recipe.flip_p),
+        sigma=torch.where(chance(recipe.blur_p), uniform(*recipe.blur_sigma), 0.0),
+    )
+
+
+def draw_crops(
+    n: int,
+    height: int | Tensor,
+    width: int | Tensor,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    generator: torch.Generator,
+    attempts: int = 10,
+) -> Tensor:
+    """Boxes of random resized crops with torchvision's sampler: (n, 4) int64 of top, left, height, width.
+
+    Up to ten attempts draw an area and a log-uniform aspect ratio; the first box that fits is placed uniformly. If
+    none fits, the largest central box within the range of ratios is taken.
+    """
+    height, width = torch.as_tensor(height).expand(n), torch.as_tensor(width).expand(n)
+    area = torch.empty(n, attempts).uniform_(*scale, generator=generator) * (height * width)[:, None]
+    log_ratio = torch.empty(n, attempts).uniform_(math.log(ratio[0]), math.log(ratio[1]), generator=generator)
+    aspect = log_ratio.exp()
+    w = (area * aspect).sqrt().round().long()
+    h = (area / aspect).sqrt().round().long()
+    fits = (w > 0) & (w <= width[:, None]) & (h > 0) & (h <= height[:, None])
+    first = fits.byte().argmax(dim=1, keepdim=True)
+    h, w = h.gather(1, first)[:, 0], w.gather(1, first)[:, 0]
+    place = torch.rand(n, 2, generator=generator, dtype=torch.float64)
+    top = (place[:, 0] * (height - h + 1)).long()
+    left = (place[:, 1] * (width - w + 1)).long()
+    box = torch.stack([top, left, h, w], dim=1)
+    return torch.where(fits.any(dim=1, keepdim=True), box, _central_box(height, width, ratio))
+
+
+def _central_box(height: Tensor, width: Tensor, ratio: tuple[float, float]) -> Tensor:
+    """The largest central boxes within the range of ratios: (n, 4)."""
+    h = torch.minimum(height, (width / ratio[0]).round().long())
+    w = torch.minimum(width, (height * ratio[1]).round().long())
+    return torch.stack([(height - h) // 2, (width - w) // 2, h, w], dim=1)
