@@ -16,8 +16,9 @@ from synthetic import Data, Split
 from timing import Table, resident, synchronize
 
 from wmse.config import make_spec
-from wmse.pretrain import Trainer
+from wmse.runs.folder import RunFolder
 from wmse.runtime import resolve
+from wmse.training import Job, Trainer
 from wmse.whitening import wmse_loss_unchecked
 
 # d, N, images in the data set: one grows, the others stay.
@@ -64,7 +65,7 @@ def _case(device: torch.device, d: int, n: int, images: int) -> tuple[float, flo
         mapped = np.load(f"{folder}/images.npy", mmap_mode="r")
         few = Split(mapped[:100], np.arange(100) % 10)
         data = Data(pretrain=Split(mapped, np.zeros(images, np.int64)), train=few, test=few)
-        trainer = Trainer(spec, data, Path(folder), resolve(str(device)), log=lambda line: None, progress_bar=False)
+        trainer = Trainer(Job(spec, data, RunFolder(Path(folder)), resolve(str(device))))
         if device.type == "cpu":
             Path("/proc/self/clear_refs").write_text("5")  # what came before, imports and noise, does not count
         step = _median(lambda: trainer.step(torch.randperm(images)[:n]), device, 7)

@@ -15,24 +15,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FakeData, tiny_spec
+from conftest import CPU, FakeData, make_job, tiny_spec
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from wmse.config import RunSpec
 from wmse.errors import CheckpointError, ConfigError, TrainingError
 from wmse.methods import build_encoder, build_method
-from wmse.pretrain import Stopped, Trainer, evaluation_due, pretrain
 from wmse.runtime import Runtime, resolve
 from wmse.streams import stream, stream_seed
-
-CPU = Runtime(torch.device("cpu"), channels_last=False)
+from wmse.training import Stopped, Trainer, evaluation_due, pretrain
+from wmse.training.history import EpochRecord
 
 
 def train(spec: RunSpec, data: FakeData, out: Path, stop_after: int | None = None, **settings: object) -> Trainer:
     """Run a trainer, optionally stopping after some steps; returns it."""
-    trainer = Trainer(spec, data, out, CPU, log=lambda line: None, **settings)
-    trainer.stop = lambda: stop_after is not None and trainer.progress.step == stop_after
+    trainer = Trainer(make_job(spec, data, out, **settings))
+    trainer.stop = lambda: signal.SIGTERM if trainer.progress.step == stop_after else None
     if stop_after is None:
         trainer.run()
     else:
@@ -53,8 +52,8 @@ def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> 
 TIMING = ("seconds", "views_per_second", "peak_memory_mb")
 
 
-def without_timing(history: list[dict]) -> list[dict]:
-    return [{key: value for key, value in row.items() if key not in TIMING} for row in history]
+def without_timing(history: list[EpochRecord]) -> list[dict]:
+    return [{key: value for key, value in vars(record).items() if key not in TIMING} for record in history]
 
 
 @pytest.mark.parametrize("label", ["wmse-2", "wmse-4", "simclr", "byol"])
@@ -133,7 +132,7 @@ def plain_loss(method: torch.nn.Module, label: str, images: list[torch.Tensor], 
 def test_thirty_steps_equal_a_plain_trainer_with_torchs_own_parts(label: str, data: FakeData, tmp_path: Path) -> None:
     """Same losses and same parameters, buffers included: torch's Adam, MultiStepLR per epoch, the authors' warm-up."""
     spec = tiny_spec(label, epochs=10, lr_drops=[4, 2], warmup_iterations=5)
-    trainer = Trainer(spec, data, tmp_path, Double(torch.device("cpu")), log=lambda line: None)
+    trainer = Trainer(make_job(spec, data, tmp_path, Double(torch.device("cpu"))))
     trainer.run()
     method = build_method(spec, stream_seed(0, "weights")).double().train()
     parameters = [p for p in method.parameters() if p.requires_grad]
@@ -157,8 +156,8 @@ def test_thirty_steps_equal_a_plain_trainer_with_torchs_own_parts(label: str, da
                     t.data = t.data * decay + p.data * (1 - decay)
             step += 1
             losses.append(loss.item())
-        assert trainer.progress.history[epoch]["loss"] == pytest.approx(sum(losses) / 3, rel=1e-7)
-        assert trainer.progress.history[epoch]["lr"] == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+        assert trainer.progress.history[epoch].loss == pytest.approx(sum(losses) / 3, rel=1e-7)
+        assert trainer.progress.history[epoch].lr == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
         schedule.step()
     assert step == trainer.progress.step == 30
     for name, value in method.state_dict().items():
@@ -166,7 +165,7 @@ def test_thirty_steps_equal_a_plain_trainer_with_torchs_own_parts(label: str, da
 
 
 def test_the_probe_sees_the_encoder_in_eval_mode_and_leaves_it_training(data: FakeData, tmp_path: Path) -> None:
-    trainer = Trainer(tiny_spec(), data, tmp_path, CPU, log=lambda line: None)
+    trainer = Trainer(make_job(tiny_spec(), data, tmp_path))
     trainer.method.train()
     before, modes = trainer.method.encoder.bn1.running_mean.clone(), []
     trainer.method.encoder.register_forward_pre_hook(lambda module, _: modes.append(module.training))
@@ -191,14 +190,14 @@ def test_what_ran_before_changes_no_bit(label: str, data: FakeData, tmp_path: Pa
 def test_the_last_partial_batch_is_dropped(data: FakeData, tmp_path: Path) -> None:
     trainer = train(tiny_spec(epochs=1, lr_drops=[]), data, tmp_path)
     assert trainer.progress.step == 3  # 200 images in batches of 64
-    assert trainer.progress.history[0]["views"] == 3 * 64 * 2
+    assert trainer.progress.history[0].views == 3 * 64 * 2
 
 
 def test_training_reduces_the_loss_and_does_not_collapse(data: FakeData, tmp_path: Path) -> None:
     history = train(tiny_spec(epochs=8, lr=1e-3), data, tmp_path).progress.history
-    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
-    assert history[-1]["embedding_std"] > 0.3
-    assert history[-1]["effective_rank"] > 3
+    assert history[-1].loss < 0.8 * history[0].loss
+    assert history[-1].embedding_std > 0.3
+    assert history[-1].effective_rank > 3
 
 
 def test_evaluations_are_more_frequent_after_the_first_drop() -> None:
@@ -208,7 +207,7 @@ def test_evaluations_are_more_frequent_after_the_first_drop() -> None:
 
 def test_a_run_leaves_encoder_history_events_and_summary(data: FakeData, tmp_path: Path) -> None:
     spec = tiny_spec("wmse-4")
-    pretrain(spec, data, tmp_path, CPU, preset="test", log=lambda line: None)
+    pretrain(make_job(spec, data, tmp_path, preset="test"))
     rows = list(csv.DictReader((tmp_path / "history.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert [bool(row["knn5_top1"]) for row in rows] == [False, True, True]
@@ -226,7 +225,7 @@ def test_a_run_leaves_encoder_history_events_and_summary(data: FakeData, tmp_pat
 
 def test_a_finished_run_is_not_trained_again(data: FakeData, tmp_path: Path) -> None:
     first = train(tiny_spec(), data, tmp_path)
-    second = Trainer(tiny_spec(), data, tmp_path, CPU, log=lambda line: None)
+    second = Trainer(make_job(tiny_spec(), data, tmp_path))
     second.step = None  # would fail if a step were taken
     second.run()
     assert second.progress == first.progress
@@ -235,20 +234,20 @@ def test_a_finished_run_is_not_trained_again(data: FakeData, tmp_path: Path) -> 
 def test_a_checkpoint_of_another_configuration_is_refused(data: FakeData, tmp_path: Path) -> None:
     train(tiny_spec(), data, tmp_path, stop_after=2)
     with pytest.raises(CheckpointError, match=r"step-000000002-\w+\.pt: belongs to the run .* configuration differs"):
-        Trainer(tiny_spec(lr=0.1), data, tmp_path, CPU).run()
+        Trainer(make_job(tiny_spec(lr=0.1), data, tmp_path)).run()
 
 
 def test_a_checkpoint_of_other_data_or_precision_is_refused(data: FakeData, tmp_path: Path) -> None:
     train(tiny_spec(), data, tmp_path, stop_after=2)
     with pytest.raises(CheckpointError, match="precision fp32"):
-        Trainer(tiny_spec(), data, tmp_path, Runtime(torch.device("cpu"), "bf16")).run()
+        Trainer(make_job(tiny_spec(), data, tmp_path, Runtime(torch.device("cpu"), "bf16"))).run()
     data.digest = "sha256:other"
     with pytest.raises(CheckpointError, match="data sha256:fake"):
-        Trainer(tiny_spec(), data, tmp_path, CPU).run()
+        Trainer(make_job(tiny_spec(), data, tmp_path)).run()
 
 
 def test_a_singular_sub_batch_names_run_step_and_sub_batch(data: FakeData, tmp_path: Path) -> None:
-    trainer = Trainer(tiny_spec(), data, tmp_path, CPU, log=lambda line: None)
+    trainer = Trainer(make_job(tiny_spec(), data, tmp_path))
     torch.nn.init.zeros_(trainer.method.head[-1].weight)  # all embeddings are equal
     with pytest.raises(TrainingError, match=r"cifar10/wmse-2/seed0-\w+: step 0 \(epoch 1\): view 0, .*sub-batch 0"):
         trainer.run()
@@ -256,7 +255,7 @@ def test_a_singular_sub_batch_names_run_step_and_sub_batch(data: FakeData, tmp_p
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(data: FakeData, tmp_path: Path) -> None:
-    trainer = Trainer(tiny_spec("simclr"), data, tmp_path, CPU, log=lambda line: None)
+    trainer = Trainer(make_job(tiny_spec("simclr"), data, tmp_path))
     torch.nn.init.constant_(trainer.method.encoder.conv1.weight, float("nan"))
     with pytest.raises(TrainingError, match=r"step 0 .*not finite"):
         trainer.run()
@@ -264,7 +263,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(data: FakeData, tmp_path: Path)
 
 def test_a_batch_larger_than_the_data_is_a_configuration_error(data: FakeData, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"batch_size \(256\) exceeds the 200 images"):
-        Trainer(tiny_spec(batch_size=256), data, tmp_path, CPU)
+        Trainer(make_job(tiny_spec(batch_size=256), data, tmp_path))
 
 
 def test_two_processes_cannot_train_the_same_run(data: FakeData, tmp_path: Path) -> None:
@@ -283,7 +282,7 @@ def test_two_processes_cannot_train_the_same_run(data: FakeData, tmp_path: Path)
         assert holder.stdout is not None
         holder.stdout.readline()
         with pytest.raises(TrainingError, match=rf"the other one \(pid {holder.pid} on "):
-            pretrain(tiny_spec(), data, tmp_path, CPU)
+            pretrain(make_job(tiny_spec(), data, tmp_path))
     finally:
         holder.kill()
         holder.wait()
@@ -299,12 +298,12 @@ def test_sigterm_writes_a_checkpoint_and_the_next_call_continues(data: FakeData,
             time.sleep(0.05)
 
     with pytest.raises(Stopped) as caught:
-        pretrain(tiny_spec(), data, tmp_path / "stopped", CPU, log=log)
+        pretrain(make_job(tiny_spec(), data, tmp_path / "stopped", log=log))
     assert caught.value.signal == signal.SIGTERM
     assert not (tmp_path / "stopped" / "encoder.safetensors").exists()
-    pretrain(tiny_spec(), data, tmp_path / "stopped", CPU, log=lines.append)
+    pretrain(make_job(tiny_spec(), data, tmp_path / "stopped", log=lines.append))
     assert any("continuing" in line for line in lines)
-    pretrain(tiny_spec(), data, tmp_path / "straight", CPU, log=lines.append)
+    pretrain(make_job(tiny_spec(), data, tmp_path / "straight", log=lines.append))
     encoders = [load_file(tmp_path / name / "encoder.safetensors") for name in ("stopped", "straight")]
     assert_same_bits(*encoders)
 
@@ -314,7 +313,7 @@ def test_bf16_keeps_the_loss_in_float32_and_stays_close(data: FakeData, tmp_path
     low = Runtime(torch.device("cpu"), "bf16")
     losses = []
     for runtime in (CPU, low):
-        trainer = Trainer(spec, data, tmp_path / runtime.precision, runtime, log=lambda line: None)
+        trainer = Trainer(make_job(spec, data, tmp_path / runtime.precision, runtime))
         output = trainer.step(torch.arange(64))
         assert output.loss.dtype == torch.float32
         losses.append(output.loss.item())
@@ -324,7 +323,7 @@ def test_bf16_keeps_the_loss_in_float32_and_stays_close(data: FakeData, tmp_path
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_run_finds_a_singular_sub_batch_within_one_step(data: FakeData, tmp_path: Path) -> None:
     runtime = resolve("cuda", "fp32", compile="false")
-    trainer = Trainer(tiny_spec(), data, tmp_path, runtime, log=lambda line: None)
+    trainer = Trainer(make_job(tiny_spec(), data, tmp_path, runtime))
     torch.nn.init.zeros_(trainer.method.head[-1].weight)
     with pytest.raises(TrainingError, match=r"step 0 \(epoch 1\): view 0"):
         trainer.run()
@@ -333,9 +332,9 @@ def test_a_gpu_run_finds_a_singular_sub_batch_within_one_step(data: FakeData, tm
 def test_a_signal_that_arrives_twice_is_one_request_and_a_later_one_ends_the_process() -> None:
     code = (
         "import os, signal, sys, time\n"
-        "from wmse import pretrain\n"
-        "pretrain.SAME_REQUEST = 0.5\n"
-        "with pretrain.stop_on_signals() as received:\n"
+        "from wmse.training import signals\n"
+        "signals.SAME_REQUEST = 0.5\n"
+        "with signals.stop_on_signals() as received:\n"
         "    for _ in range(2):\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
         "    print(received, flush=True)\n"

@@ -23,14 +23,14 @@ from wmse.config import RunSpec
 from wmse.datasets import SOURCES, load
 from wmse.encoder import BLOCKS
 from wmse.errors import ConfigError, DataError, WmseError
-from wmse.evaluate import RESULT
 from wmse.features import extract, raw_pixels
 from wmse.images import FileImages, open_images
 from wmse.methods import build_encoder
 from wmse.power import PowerMeter
-from wmse.pretrain import Trainer, evaluation_due
 from wmse.probes import knn_predict, linear_accuracy
+from wmse.runs.folder import RunFolder
 from wmse.runtime import Runtime
+from wmse.training import Job, Trainer, evaluation_due
 
 SMALLEST = 8  # images (or samples) that a warm-up starts with, to see how many it can afford
 TIMED_SECONDS = 1.5  # of the final measurement, if the budget allows it
@@ -277,7 +277,7 @@ class WarmUp:
                 part = replace(part, w_size=size, embedding=min(spec.embedding, size // 2))
             split = self.images(spec.benchmark, size)
             data: Any = {"pretrain": split, "train": split, "test": split}
-            trainer = Trainer(part, data, self.folder, self.runtime(spec), progress_bar=False)
+            trainer = Trainer(Job(part, data, RunFolder(self.folder), self.runtime(spec)))
             if isinstance(trainer.images, FileImages):
                 decoders.append(trainer.images.pool)
             index = torch.arange(size)
@@ -371,7 +371,7 @@ def estimate(runs: Sequence[RunSpec], runs_folder: Path, data_root: Path, warm_u
         counts = image_counts(spec.benchmark, data_root)
         work = workload(spec, counts["pretrain"])
         name = spec.run.rsplit("-", 1)[0]
-        row = Row(name, (runs_folder / spec.run / RESULT).exists(), **asdict(work), batch_size=spec.batch_size)
+        row = Row(name, RunFolder(runs_folder / spec.run).result.exists(), **asdict(work), batch_size=spec.batch_size)
         rows.append(row if row.done else price(row, spec, counts, warm_up))
     return rows
 

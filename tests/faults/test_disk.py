@@ -18,12 +18,12 @@ import matplotlib.figure  # noqa: F401 (heavy imports: once, not in every child)
 import pytest
 from conftest import FakeData, tiny_spec
 
-import wmse.evaluate  # noqa: F401
+import wmse.features  # noqa: F401
 from wmse.cli import main
 from wmse.datasets import Archive, load, prepare
 from wmse.datasets.download import download
 from wmse.errors import DataError
-from wmse.verify import verify
+from wmse.runs.verify import verify
 
 SPEC = tiny_spec("wmse-2", epochs=2, lr_drops=[1])
 FULL = r"wmse: error: \S+: No space left on device: free some space; everything written so far is intact"

@@ -14,7 +14,7 @@ from conftest import tiny_spec
 
 from wmse.cli import main
 from wmse.files import write_sealed_json
-from wmse.verify import verify
+from wmse.runs.verify import verify
 
 KINDS = (
     "result.json",
