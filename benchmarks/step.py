@@ -66,7 +66,8 @@ def _row(spec: RunSpec, runtime: Runtime, rounds: int) -> list[str]:
 
 def _ours(trainer: Trainer) -> Callable[[], object]:
     index = torch.randperm(len(trainer.images))[: trainer.job.spec.batch_size]
-    return lambda: trainer.progress.epoch.loss_sum.add_(trainer.step(index).loss.detach())
+    losses = torch.zeros((), dtype=torch.float64, device=trainer.job.runtime.device)
+    return lambda: losses.add_(trainer.step(index).loss.detach())
 
 
 def _bare_encoder(spec: RunSpec, runtime: Runtime) -> Callable[[], object]:

@@ -329,6 +329,19 @@ def test_a_gpu_run_finds_a_singular_sub_batch_within_one_step(data: FakeData, tm
         trainer.run()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_run_that_was_stopped_within_an_epoch_goes_on(data: FakeData, tmp_path: Path) -> None:
+    runtime = resolve("cuda", "fp32", compile="false")
+    trainer = Trainer(make_job(tiny_spec(), data, tmp_path, runtime))
+    trainer.stop = lambda: signal.SIGTERM if trainer.progress.step == 4 else None
+    with pytest.raises(Stopped):
+        trainer.run()
+    history = Trainer(make_job(tiny_spec(), data, tmp_path, runtime)).run()
+    assert [(record.epoch, record.step) for record in history] == [(1, 3), (2, 6), (3, 9)]
+    straight = Trainer(make_job(tiny_spec(), data, tmp_path / "straight", runtime)).run()
+    assert [record.loss for record in history] == pytest.approx([record.loss for record in straight], rel=1e-2)
+
+
 def test_a_signal_that_arrives_twice_is_one_request_and_a_later_one_ends_the_process() -> None:
     code = (
         "import os, signal, sys, time\n"

@@ -300,19 +300,13 @@ def test_checkpoints_come_as_asked_and_only_the_newest_stay(data: FakeData, tmp_
 
 def as_format_2(progress: dict[str, Any]) -> dict[str, Any]:
     """The progress as version 2 of the checkpoints wrote it."""
-    history, epoch = progress["history"], progress["epoch"]
-    old = {name: progress[name] for name in ("step", "resumed", "history")}
-    old |= {
-        "seconds": 1.5,
-        "epoch_seconds": epoch["seconds"],
-        "loss_sum": epoch["loss_sum"].item(),
-        "unevaluated": None,
-    }
-    if epoch["embedding_std"] is not None:  # the step was an epoch's last
-        measured = {name: epoch[name] for name in ("embedding_std", "effective_rank")}
-        measured |= {"epoch": len(history) + 1, "step": progress["step"], "seconds": 2.5, "knn5_top1": None}
-        old |= {"epoch_seconds": 0.0, "loss_sum": 0.0, "unevaluated": {**measured, "loss": old["loss_sum"] / 3}}
-    return old
+    old, epoch = dict(progress), progress["epoch"]
+    del old["epoch"]
+    if epoch["embedding_std"] is None:
+        return {**old, "seconds": 1.5, "epoch_seconds": 0.5, "loss_sum": epoch["loss_sum"], "unevaluated": None}
+    record = {"epoch": len(old["history"]) + 1, "step": old["step"], "seconds": 2.5, "loss": epoch["loss_sum"] / 3}
+    record |= {name: epoch[name] for name in ("embedding_std", "effective_rank")}
+    return {**old, "seconds": 2.5, "epoch_seconds": 0.0, "loss_sum": 0.0, "unevaluated": record}
 
 
 @pytest.mark.parametrize("questions", [2, 4, 8])  # within an epoch, between two, within the second one's evaluation

@@ -45,6 +45,8 @@ OPTIONAL = {
     "provenance.hardware.cores": int,
     "provenance.hardware.gpu": str,
 }
+PRETRAIN = {"epochs": int, "wall_seconds": float, "views_per_second": float}  # What every training's record says.
+PROVENANCE = {"commit": str, "dirty": bool, "versions": dict, "hardware": dict, "runtime": dict}
 REQUIRED_METRICS = ("linear_top1", "knn5_top1")
 # Keys a reader looks at first when specs of one cell differ.
 FIRST_KEYS = ("epochs", "width", "batch_size", "d")
@@ -210,14 +212,17 @@ def load_run(directory: Path) -> Run:
         spec_hash=record.get("spec_hash", str),
         differences=_differences(record),
         metrics=_metrics(record),
-        pretrain=_pretrain(record),
+        pretrain=record.get("pretrain", dict, none=record.get("method", str) in BASELINES),
         evaluation=record.get("evaluation", dict),
         data_digest=record.get("data.digest", str),
-        provenance=_provenance(record),
+        provenance=record.get("provenance", dict),
     )
+    for key, kind in PRETRAIN.items() if run.pretrain is not None else ():
+        record.get(f"pretrain.{key}", kind)
+    for key, kind in PROVENANCE.items():
+        record.get(f"provenance.{key}", kind, none=kind is not dict)
     for key, kind in OPTIONAL.items():
-        if record.has(key):
-            record.get(key, kind, none=True)
+        record.get(key, kind, none=True, optional=True)
     for key in ("benchmark", "method", "seed") if run.method in BASELINES else ("benchmark", "method", "seed", "d"):
         if record.get(f"spec.{key}", object) != getattr(run, key):
             raise record.error(f"key 'spec.{key}' does not agree with '{key}'")
@@ -277,25 +282,6 @@ def _metrics(record: Record) -> dict[str, float]:
             raise record.error(f"key 'metrics.{name}' must be a percentage, not {value}")
         metrics[name] = value
     return metrics
-
-
-def _pretrain(record: Record) -> dict[str, Any] | None:
-    pretrain = record.get("pretrain", dict, none=record.get("method", str) in BASELINES)
-    if pretrain is not None:
-        timed = record.get("pretrain.epochs", int) > 0
-        for key in ("wall_seconds", "views_per_second"):
-            if timed or key in pretrain:
-                record.get(f"pretrain.{key}", float, none=not timed)
-    return pretrain
-
-
-def _provenance(record: Record) -> dict[str, Any]:
-    provenance = record.get("provenance", dict)
-    record.get("provenance.commit", str, none=True)
-    record.get("provenance.dirty", bool, none=True)
-    for key in ("versions", "hardware", "runtime"):
-        record.get(f"provenance.{key}", dict)
-    return provenance
 
 
 def _history_value(file: Path, line: int, row: dict[str, str | None], column: str) -> float:

@@ -6,8 +6,7 @@ Both hold the run's specification, the digest of its data, and the digests of th
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,10 @@ REMEDIES = {
     RESULT: "remove it and run `snakemake --cores all` (or `wmse evaluate`)",
 }
 VOUCHED = {ENCODER, HISTORY}  # The files whose digests a record holds.
-_MISSING = object()
 
 
 class Record:
-    """Typed access to a record by dotted key; every failure names the file and the key."""
+    """Typed access to a record by dotted key; every failure is a DataError that names the file and the key."""
 
     def __init__(self, file: Path, content: dict[str, Any]) -> None:
         self.file, self.content = file, content
@@ -39,19 +37,18 @@ class Record:
         """What is wrong with the record, and what to do."""
         return DataError(f"{self.file}: {problem}: {REMEDIES[self.file.name]}")
 
-    def has(self, key: str) -> bool:
-        """Whether the key is there, whatever its value."""
-        return self._find(key) is not _MISSING
-
-    def get(self, key: str, kind: type, none: bool = False) -> Any:
-        """The value of a key. DataError if it is missing or not of type `kind`, nor null where that is allowed."""
-        value = self._find(key)
-        if value is _MISSING:
-            raise self.error(f"key '{key}' is missing")
-        if value is None and none:
-            return None
+    def get(self, key: str, kind: type, none: bool = False, optional: bool = False) -> Any:
+        """The value of a key, of type `kind`, or null with `none`; None if the key is missing with `optional`."""
+        value: Any = self.content
+        for part in key.split("."):
+            if not isinstance(value, dict) or part not in value:
+                if optional:
+                    return None
+                raise self.error(f"key '{key}' is missing")
+            value = value[part]
         kinds = (int, float) if kind is float else (kind,)
-        if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
+        fits = isinstance(value, kinds) and (kind is bool or not isinstance(value, bool))
+        if not fits and not (none and value is None):
             raise self.error(f"key '{key}' must be of type {kind.__name__}, not {json.dumps(value)[:60]}")
         return value
 
@@ -62,19 +59,11 @@ class Record:
 
     @property
     def files(self) -> dict[str, str]:
-        """The digests ("sha256:<hex>") of files of the run's folder. DataError if it names any that no run has."""
+        """The digests ("sha256:<hex>") of the run's files for which it vouches."""
         files = self.get("files", dict)
         if not VOUCHED.issuperset(files):
             raise self.error("holds the digest of a file that no run has")
         return files
-
-    def _find(self, key: str) -> Any:
-        value: Any = self.content
-        for part in key.split("."):
-            if not isinstance(value, dict) or part not in value:
-                return _MISSING
-            value = value[part]
-        return value
 
 
 def write_record(file: Path, job: Job, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,35 +84,35 @@ def write_record(file: Path, job: Job, content: Mapping[str, Any]) -> dict[str, 
 
 
 def read_record(file: Path) -> Record:
-    """Read a record of any content; `vouch` says whether to believe it. DataError if it is no JSON object."""
-    numbers = {"parse_constant": _reject, "parse_float": _number(float), "parse_int": _number(int)}
+    """Read a record of any content; `misfits` says whether to believe it. DataError if it is no JSON object."""
     try:
-        record = Record(file, json.loads(file.read_text(encoding="utf-8"), **numbers))
+        text = file.read_text(encoding="utf-8")
+        content = json.loads(text, parse_constant=_number, parse_float=_number, parse_int=_number)
     except OSError as error:
         raise DataError(explain(error)) from None
     except (ValueError, RecursionError) as error:
         raise Record(file, {}).error(f"cannot be read as JSON ({error!s:.200})") from None
-    if not isinstance(record.content, dict):
-        raise record.error("must hold a JSON object")
-    return record
+    if not isinstance(content, dict):
+        raise Record(file, {}).error("must hold a JSON object")
+    return Record(file, content)
+
+
+def _number(text: str) -> float:
+    """A number of a record; ValueError for what no run can measure, and arithmetic would overflow on."""
+    value = float(text)
+    if not abs(value) < LARGEST_NUMBER:
+        raise ValueError(f"it holds {text[:40]}, which is not a number of a record")
+    return int(text) if text.removeprefix("-").isdecimal() else value
 
 
 def misfits(
-    record: Record,
-    *,
-    folder: Path | None = None,
-    spec: RunSpec | None = None,
-    data: Mapping[str, str] | None = None,
+    record: Record, *, folder: Path | None = None, spec: RunSpec | None = None, data: Mapping[str, str] | None = None
 ) -> Iterator[str]:
     """Every reason why a record is not as it was written, or not of this folder, this run or the data there are now.
 
-    Args:
-        data: digests of the prepared data by benchmark; of a benchmark that is not there any will do.
-
-    Raises:
-        DataError: a key is missing or of another type.
+    `data` holds the digests of the prepared data by benchmark. DataError if a key is missing or of another type.
     """
-    if not record.has("sha256"):
+    if "sha256" not in record.content:
         yield "has no digest of its own, as those of an earlier version"
         return
     if not record.sealed:
@@ -153,17 +142,3 @@ def vouch_for_file(file: Path, digest: str, record: str) -> None:
     """Check a file against the digest ("sha256:<hex>") that a `record` holds of it. Raises DataError."""
     if digest != f"sha256:{file_digest(file)}":
         raise DataError(f"{file}: is not what {record} vouches for: {REMEDIES[PRETRAINED]}")
-
-
-def _reject(text: str) -> float:
-    raise ValueError(f"it holds {text[:40]}, which is not a number of a record")
-
-
-def _number(kind: type) -> Callable[[str], float]:
-    """A parser of numbers that refuses what no run can measure, and arithmetic would overflow on."""
-
-    def parse(text: str) -> float:
-        value = kind(text) if len(text) < 40 else math.inf
-        return value if abs(value) < LARGEST_NUMBER else _reject(text)
-
-    return parse

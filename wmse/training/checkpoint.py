@@ -111,5 +111,4 @@ def _upgraded(old: dict[str, Any]) -> dict[str, Any]:
         epoch = {name: ended[name] for name in ("embedding_std", "effective_rank")}
         epoch["seconds"] = ended["seconds"] - sum(record["seconds"] for record in old["history"][-1:])
         epoch["loss_sum"] = ended["loss"] * (ended["step"] // ended["epoch"])
-    epoch["loss_sum"] = torch.tensor(epoch["loss_sum"], dtype=torch.float64)
     return {"epoch": epoch, **{name: old[name] for name in ("step", "resumed", "history")}}

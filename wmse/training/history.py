@@ -7,7 +7,6 @@ import io
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-import torch
 from torch import Tensor
 
 
@@ -44,10 +43,10 @@ class EpochRecord:
 class EpochSoFar:
     """The current epoch: sums over its steps, and once the last one is taken, how far its embeddings are from collapse.
 
-    `loss_sum` is a scalar in float64 on the device, which the host does not wait for.
+    `loss_sum` is a number, or after a step a scalar in float64 on the device, for which the host need not wait.
     """
 
-    loss_sum: Tensor
+    loss_sum: Tensor | float = 0.0
     seconds: float = 0.0
     embedding_std: float | None = None
     effective_rank: float | None = None
@@ -57,21 +56,16 @@ class EpochSoFar:
 class Progress:
     """Where a run is, apart from weights and optimiser. An epoch is finished when its record is in the history."""
 
-    epoch: EpochSoFar
     step: int = 0
     resumed: int = 0
     history: list[EpochRecord] = field(default_factory=list)
+    epoch: EpochSoFar = field(default_factory=EpochSoFar)
 
     @classmethod
-    def restored(cls, saved: dict[str, Any], device: torch.device) -> Progress:
+    def restored(cls, saved: dict[str, Any]) -> Progress:
         """From what `dataclasses.asdict` gave."""
-        epoch = EpochSoFar(**{**saved["epoch"], "loss_sum": saved["epoch"]["loss_sum"].to(device)})
-        return cls(epoch, saved["step"], saved["resumed"], [EpochRecord(**record) for record in saved["history"]])
-
-    @property
-    def seconds(self) -> float:
-        """Training time of the finished epochs."""
-        return self.history[-1].seconds if self.history else 0.0
+        history = [EpochRecord(**record) for record in saved["history"]]
+        return cls(saved["step"], saved["resumed"], history, EpochSoFar(**saved["epoch"]))
 
     def summary(self) -> dict[str, Any]:
         """The block `pretrain` of the records of a finished run."""

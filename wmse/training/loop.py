@@ -98,13 +98,12 @@ class Trainer:
         ]
         if job.runtime.compile:
             self.method.encoder.compile()  # in place: the names of the parameters stay
-        self.progress = Progress(self._new_epoch())
-        self.saved_at = time.monotonic()
+        self.progress = Progress()
 
     def run(self) -> list[EpochRecord]:
         """Train to the end (from the checkpoint, if there is one); returns the history."""
         self._restore()
-        self.saved_at = time.monotonic()
+        self.saved_at = time.monotonic()  # for `_pause`
         spec, progress, steps = self.job.spec, self.progress, self.steps_per_epoch
         # Events after the checkpoint belong to steps that are now repeated.
         board = EventFile(self.job.folder.tensorboard, progress.step or None, self._say)
@@ -116,7 +115,7 @@ class Trainer:
                 for step in range(progress.step, (epoch + 1) * steps):
                     i = step - epoch * steps
                     output = self.step(batches[i], *batches[i + 1 : i + 2])
-                    progress.epoch.loss_sum += output.loss.detach()
+                    progress.epoch.loss_sum += output.loss.detach().double()
                     if i + 1 == steps:
                         self._measure(output)
                     progress.epoch.seconds = time.perf_counter() - started
@@ -148,9 +147,6 @@ class Trainer:
 
     # --- epochs -------------------------------------------------------------------------------------------------------
 
-    def _new_epoch(self) -> EpochSoFar:
-        return EpochSoFar(torch.zeros((), dtype=torch.float64, device=self.job.runtime.device))
-
     def _measure(self, output: StepOutput) -> None:
         """How far the embeddings of an epoch's last step are from collapse."""
         self.guard.flush()  # so that they are finite
@@ -161,12 +157,13 @@ class Trainer:
         """Evaluate if it is due, and add a line to every record; a stop in the evaluation leaves all of this to do."""
         spec, progress, done = self.job.spec, self.progress, self.progress.epoch
         epoch, views = len(progress.history) + 1, self.steps_per_epoch * spec.batch_size * spec.d
+        before = progress.history[-1].seconds if progress.history else 0.0
         record = EpochRecord(
             epoch=epoch,
             step=progress.step,
             views=epoch * views,
-            seconds=round(progress.seconds + done.seconds, 3),
-            loss=done.loss_sum.item() / self.steps_per_epoch,
+            seconds=round(before + done.seconds, 3),
+            loss=float(done.loss_sum) / self.steps_per_epoch,
             lr=learning_rate(spec, progress.step - 1, self.steps_per_epoch),
             views_per_second=round(views / done.seconds, 1),
             embedding_std=done.embedding_std,
@@ -175,7 +172,7 @@ class Trainer:
             peak_memory_mb=round(peak_memory_bytes(self.job.runtime.device.type) / 2**20, 1),
         )
         progress.history.append(record)
-        progress.epoch = self._new_epoch()
+        progress.epoch = EpochSoFar()
         write_text(self.job.folder.history, history_csv(progress.history))
         scalars = {key: value for key, value in asdict(record).items() if key not in ("epoch", "step")}
         board.add_scalars({key: value for key, value in scalars.items() if value is not None}, record.step)
@@ -208,7 +205,7 @@ class Trainer:
         spec, so_far = self.job.spec, self.progress.epoch
         rate = (i + 1) * spec.batch_size * spec.d / so_far.seconds
         bar.set_description(f"{spec.cell} epoch {epoch + 1}/{spec.epochs}", refresh=False)
-        bar.set_postfix_str(f"loss {so_far.loss_sum.item() / (i + 1):.4f}, {rate:.0f} views/s", refresh=False)
+        bar.set_postfix_str(f"loss {float(so_far.loss_sum) / (i + 1):.4f}, {rate:.0f} views/s", refresh=False)
         bar.update(self.progress.step - bar.n)
 
     def _say(self, line: str) -> None:
@@ -234,6 +231,7 @@ class Trainer:
     def save(self) -> None:
         """Write the whole state; never one whose last step was not checked, or in which a number is not finite."""
         self.guard.check_state(self.progress.step)
+        self.progress.epoch.loss_sum = float(self.progress.epoch.loss_sum)  # from now on no matter which device
         state = {
             "precision": self.job.runtime.precision,
             "data": self.job.data.digest,
@@ -259,7 +257,7 @@ class Trainer:
                 raise CheckpointError(f"{folder}: were made with {key} {state[key]}, this is {now}: {advice}")
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.progress = Progress.restored(state["progress"], job.runtime.device)
+        self.progress = Progress.restored(state["progress"])
         if len(self.progress.history) < job.spec.epochs:
             self.progress.resumed += 1
             steps = job.spec.epochs * self.steps_per_epoch
