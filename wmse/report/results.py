@@ -20,7 +20,7 @@ from wmse.datasets import load
 from wmse.errors import DataError
 from wmse.report.paper import METRICS
 from wmse.runs.folder import HISTORY, RESULT, RunFolder
-from wmse.runs.record import FORMAT, Record, misfits, read_record, vouch_for_file
+from wmse.runs.record import RECORD_FORMAT, Record, misfits, read_record, vouch_for_file
 
 BASELINES = tuple(recipes()["baselines"])  # never trained: no pretraining record, no history
 HISTORY_COLUMNS = ("epoch", "seconds", "loss", "knn5_top1", "embedding_std", "effective_rank")
@@ -45,8 +45,9 @@ OPTIONAL = {
     "provenance.hardware.cores": int,
     "provenance.hardware.gpu": str,
 }
-PRETRAIN = {"epochs": int, "wall_seconds": float, "views_per_second": float}  # What every training's record says.
-PROVENANCE = {"commit": str, "dirty": bool, "versions": dict, "hardware": dict, "runtime": dict}
+# What every trained run's `pretrain`, and every run's `provenance` hold; commit and dirty may be null.
+TRAINING_KEYS = {"epochs": int, "wall_seconds": float, "views_per_second": float}
+PROVENANCE_KEYS = {"commit": str, "dirty": bool, "versions": dict, "hardware": dict, "runtime": dict}
 REQUIRED_METRICS = ("linear_top1", "knn5_top1")
 # Keys a reader looks at first when specs of one cell differ.
 FIRST_KEYS = ("epochs", "width", "batch_size", "d")
@@ -194,8 +195,8 @@ def load_run(directory: Path) -> Run:
     """Read and check `directory`/result.json. Raises DataError naming the file and what is wrong with it."""
     folder = RunFolder(directory)
     record = read_record(folder.result)
-    if (version := record.get("format", int)) != FORMAT:
-        raise record.error(f"key 'format' is {version}, this version reads {FORMAT}")
+    if (version := record.get("format", int)) != RECORD_FORMAT:
+        raise record.error(f"key 'format' is {version}, this version reads {RECORD_FORMAT}")
     for reason in misfits(record, folder=directory):
         raise record.error(reason)
     if HISTORY in record.files and folder.history.exists():
@@ -217,9 +218,9 @@ def load_run(directory: Path) -> Run:
         data_digest=record.get("data.digest", str),
         provenance=record.get("provenance", dict),
     )
-    for key, kind in PRETRAIN.items() if run.pretrain is not None else ():
+    for key, kind in TRAINING_KEYS.items() if run.pretrain is not None else ():
         record.get(f"pretrain.{key}", kind)
-    for key, kind in PROVENANCE.items():
+    for key, kind in PROVENANCE_KEYS.items():
         record.get(f"provenance.{key}", kind, none=kind is not dict)
     for key, kind in OPTIONAL.items():
         record.get(key, kind, none=True, optional=True)

@@ -12,7 +12,7 @@ from wmse.runs.folder import ENCODER, PRETRAINED
 from wmse.runs.job import Job
 from wmse.runs.record import misfits, read_record, vouch_for_file, write_record
 
-MEMORY_REMEDY = (
+EVALUATION_MEMORY = (
     "The features of all images are held at once: evaluate on a machine with more memory, or on the CPU (device: cpu). "
     "The training is not affected"
 )
@@ -29,13 +29,13 @@ def evaluate(job: Job) -> dict[str, Any]:
 
 
 def _evaluate(job: Job) -> dict[str, Any]:
-    from wmse.features import probe_features, run_features  # import torch
+    from wmse.features import probe_features, run_features  # imports torch
     from wmse.runtime import out_of_memory
 
     spec, runtime = job.spec, job.runtime
     started = time.perf_counter()
     pretrained = _read_pretrained(job) if spec.trained else {}
-    with out_of_memory(lambda: f"{spec.run}: evaluation", runtime.device, MEMORY_REMEDY):
+    with out_of_memory(lambda: f"{spec.run}: evaluation", runtime.device, EVALUATION_MEMORY):
         train, test = run_features(job)
         seconds = time.perf_counter() - started
         job.log(f"{spec.run}: features {tuple(train.shape)} and {tuple(test.shape)} in {seconds:.1f} s")

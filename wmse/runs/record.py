@@ -16,9 +16,10 @@ from wmse.files import content_digest, file_digest, write_sealed_json
 from wmse.runs.folder import ENCODER, HISTORY, PRETRAINED, RESULT
 from wmse.runs.job import Job
 
-FORMAT = 1
+RECORD_FORMAT = 1
 LARGEST_NUMBER = 1e18  # Views, bytes, seconds and every other number of a record stay far below.
-REMEDIES = {
+# What to do about a record that is not to be trusted.
+WRITE_AGAIN = {
     PRETRAINED: (
         "remove it and run `snakemake --cores all` (or `wmse pretrain`), which continues from the last checkpoint"
     ),
@@ -35,7 +36,7 @@ class Record:
 
     def error(self, problem: str) -> DataError:
         """What is wrong with the record, and what to do."""
-        return DataError(f"{self.file}: {problem}: {REMEDIES[self.file.name]}")
+        return DataError(f"{self.file}: {problem}: {WRITE_AGAIN[self.file.name]}")
 
     def get(self, key: str, kind: type, none: bool = False, optional: bool = False) -> Any:
         """The value of a key, of type `kind`, or null with `none`; None if the key is missing with `optional`."""
@@ -70,7 +71,7 @@ def write_record(file: Path, job: Job, content: Mapping[str, Any]) -> dict[str, 
     """Write a record atomically: what identifies the run, `content`, and the digest of it all. Returns it."""
     spec = job.spec
     record = {
-        "format": FORMAT,
+        "format": RECORD_FORMAT,
         "run": spec.run,
         "preset": job.preset,
         "spec": spec.to_dict(),
@@ -141,4 +142,4 @@ def misfits(
 def vouch_for_file(file: Path, digest: str, record: str) -> None:
     """Check a file against the digest ("sha256:<hex>") that a `record` holds of it. Raises DataError."""
     if digest != f"sha256:{file_digest(file)}":
-        raise DataError(f"{file}: is not what {record} vouches for: {REMEDIES[PRETRAINED]}")
+        raise DataError(f"{file}: is not what {record} vouches for: {WRITE_AGAIN[PRETRAINED]}")

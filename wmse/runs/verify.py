@@ -15,7 +15,7 @@ from wmse.datasets.prepared import MANIFEST, prepared_folder
 from wmse.errors import DataError, explain
 from wmse.files import file_digest
 from wmse.runs.folder import CHECKPOINT_NAME, ENCODER, PRETRAINED, RESULT, RunFolder
-from wmse.runs.record import REMEDIES, misfits, read_record, vouch_for_file
+from wmse.runs.record import WRITE_AGAIN, misfits, read_record, vouch_for_file
 
 
 @dataclass
@@ -98,7 +98,7 @@ def _verify_run(folder: RunFolder, digests: Mapping[str, str], findings: Finding
             continue
         if files.get(ENCODER) != vouched.get(ENCODER, files.get(ENCODER)):
             problem = f"was computed with another encoder than {PRETRAINED} describes"
-            findings.problems.append(f"{path}: {problem}: {REMEDIES[path.name]}")
+            findings.problems.append(f"{path}: {problem}: {WRITE_AGAIN[path.name]}")
         vouched = files | vouched
     trained = folder.pretrained.exists()
     for name, digest in sorted(vouched.items()):

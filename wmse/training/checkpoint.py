@@ -17,7 +17,7 @@ from wmse.files import atomic_path
 from wmse.runs.folder import CHECKPOINT_NAME
 from wmse.runtime import lacks_memory
 
-FORMAT = 3
+CHECKPOINT_FORMAT = 3
 DAMAGED = ".damaged"
 
 
@@ -33,7 +33,7 @@ def save_checkpoint(folder: Path, spec: RunSpec, step: int, state: dict[str, Any
     The digest in the name is that of the bytes in memory, so that it also vouches for the way to the disk.
     """
     content = io.BytesIO()  # written to a file, torch would report a full disk as an error of its own
-    torch.save({"format": FORMAT, "run": spec.run, "hash": spec.hash, **state}, content)
+    torch.save({"format": CHECKPOINT_FORMAT, "run": spec.run, "hash": spec.hash, **state}, content)
     digest = hashlib.sha256(content.getbuffer()).hexdigest()
     new = folder / f"step-{step:09d}-{digest[:16]}.pt"
     with atomic_path(new) as temporary:
@@ -92,7 +92,7 @@ def _parse(path: Path, content: bytes, spec: RunSpec) -> dict[str, Any]:
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason}): {again}") from None
-    if not isinstance(state, dict) or state.get("format") not in (2, FORMAT):
+    if not isinstance(state, dict) or state.get("format") not in (2, CHECKPOINT_FORMAT):
         raise CheckpointError(f"{path}: not a checkpoint of this version: {again}")
     if state["hash"] != spec.hash:
         raise CheckpointError(

@@ -33,7 +33,7 @@ from wmse.training.history import EpochRecord, EpochSoFar, Progress, history_csv
 from wmse.training.optim import build_optimizer, learning_rate
 from wmse.training.signals import Stopped, stop_on_signals
 
-MEMORY_REMEDY = (
+TRAINING_MEMORY = (
     "Its checkpoints are kept: the same command goes on from them where there is more memory. `precision: bf16` or a "
     "smaller batch_size under `parameters` need less, but make another run; and a smaller batch, which must be a "
     "multiple of w_size, changes the paper's method: its batch norm, its recipe, SimCLR's negatives"
@@ -56,7 +56,7 @@ def pretrain(job: Job) -> None:
     with (
         exclusive_lock(folder.lock, f"wmse pretrain {spec.run}", TrainingError),
         stop_on_signals() as received,
-        out_of_memory(where, job.runtime.device, MEMORY_REMEDY),
+        out_of_memory(where, job.runtime.device, TRAINING_MEMORY),
     ):
         for target in (folder.checkpoints / "step-*", folder.history, folder.encoder, folder.pretrained):
             remove_temporaries(target)
@@ -103,7 +103,7 @@ class Trainer:
     def run(self) -> list[EpochRecord]:
         """Train to the end (from the checkpoint, if there is one); returns the history."""
         self._restore()
-        self.saved_at = time.monotonic()  # for `_pause`
+        self.saved_at = time.monotonic()
         spec, progress, steps = self.job.spec, self.progress, self.steps_per_epoch
         # Events after the checkpoint belong to steps that are now repeated.
         board = EventFile(self.job.folder.tensorboard, progress.step or None, self._say)
@@ -231,7 +231,7 @@ class Trainer:
     def save(self) -> None:
         """Write the whole state; never one whose last step was not checked, or in which a number is not finite."""
         self.guard.check_state(self.progress.step)
-        self.progress.epoch.loss_sum = float(self.progress.epoch.loss_sum)  # from now on no matter which device
+        self.progress.epoch.loss_sum = float(self.progress.epoch.loss_sum)  # a plain number fits any device
         state = {
             "precision": self.job.runtime.precision,
             "data": self.job.data.digest,
