@@ -17,8 +17,9 @@ from timing import Table, resident, synchronize
 
 from wmse.config import make_spec
 from wmse.losses import wmse_loss_unchecked
-from wmse.pretrain import Trainer
+from wmse.runs.folder import RunFolder
 from wmse.runtime import resolve
+from wmse.training import Job, Trainer
 
 # d, N, images in the data set: one grows, the others stay.
 CASES = [(d, 128, 10_000) for d in (2, 4, 8, 16)] + [(2, n, 10_000) for n in (256, 512, 1024)]
@@ -62,9 +63,7 @@ def _case(device: torch.device, d: int, n: int, images: int) -> tuple[float, flo
         stored[:] = np.random.default_rng(0).integers(0, 256, (1, 3, 32, 32), dtype=np.uint8)
         stored.flush()
         mapped = np.load(f"{folder}/images.npy", mmap_mode="r")
-        trainer = Trainer(
-            spec, dataset(mapped), Path(folder), resolve(str(device)), log=lambda line: None, progress_bar=False
-        )
+        trainer = Trainer(Job(spec, dataset(mapped), RunFolder(Path(folder)), resolve(str(device)), progress_bar=False))
         if device.type == "cpu":
             Path("/proc/self/clear_refs").write_text("5")  # what came before, imports and noise, does not count
         step = _median(lambda: trainer.step(torch.randperm(images)[:n]), device, 7)

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from wmse.config import RunSpec, make_spec
 from wmse.encoder import Encoder
-from wmse.pretrain import Trainer
+from wmse.runs.folder import RunFolder
 from wmse.runtime import Runtime, resolve
+from wmse.training import Job, Trainer
 
 
 def measure(device: torch.device) -> list[Table]:
@@ -45,7 +46,7 @@ def measure(device: torch.device) -> list[Table]:
 def _row(spec: RunSpec, runtime: Runtime, rounds: int) -> list[str]:
     data = arrays(2048)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(spec, data, Path(folder), runtime, log=lambda line: None, progress_bar=False)
+        trainer = Trainer(Job(spec, data, RunFolder(Path(folder)), runtime))
         contestants = {
             "step": _ours(trainer),
             "encoder": _bare_encoder(spec, runtime),
@@ -64,8 +65,9 @@ def _row(spec: RunSpec, runtime: Runtime, rounds: int) -> list[str]:
 
 
 def _ours(trainer: Trainer) -> Callable[[], object]:
-    index = torch.randperm(len(trainer.images))[: trainer.spec.batch_size]
-    return lambda: trainer.loss_sum.add_(trainer.step(index).loss.detach())
+    index = torch.randperm(len(trainer.images))[: trainer.job.spec.batch_size]
+    losses = torch.zeros((), dtype=torch.float64, device=trainer.job.runtime.device)
+    return lambda: losses.add_(trainer.step(index).loss.detach())
 
 
 def _bare_encoder(spec: RunSpec, runtime: Runtime) -> Callable[[], object]:

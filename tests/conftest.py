@@ -12,8 +12,12 @@ import torch
 
 from wmse.config import RunSpec, make_spec
 from wmse.datasets import ArrayDataset, ArraySplit
+from wmse.runs.folder import RunFolder
+from wmse.runs.job import Job
+from wmse.runtime import Runtime
 
 ROOT = Path(__file__).resolve().parent.parent
+CPU = Runtime(torch.device("cpu"), channels_last=False)
 
 COUNTS: Counter[str] = Counter()  # what the tests in tests/faults inflicted, by kind
 
@@ -50,8 +54,6 @@ def long(request: pytest.FixtureRequest) -> bool:
     """Whether the long part runs, for tests that differ only in how much they try."""
     return bool(request.config.getoption("--long"))
 
-
-FakeData = ArrayDataset  # a name that older tests use
 
 # 8-pixel views of a narrow network: a step takes milliseconds, through the same code as the paper's recipe.
 TINY: dict[str, Any] = {
@@ -101,3 +103,8 @@ def tiny_spec(label: str = "wmse-2", seed: int = 0, benchmark: str = "cifar10", 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+def make_job(spec: RunSpec, data: Any, out: Path, runtime: Runtime = CPU, **settings: Any) -> Job:
+    """A run in the folder `out` that is computed on the CPU and says nothing, unless told otherwise."""
+    return Job(spec, data, RunFolder(out), runtime, **{"log": lambda line: None, **settings})

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import FakeData, make_images, tiny_spec
+from conftest import ArrayDataset, make_images, make_job, tiny_spec
 
 from wmse.config import experiments
-from wmse.pretrain import Trainer
 from wmse.runtime import Runtime
+from wmse.training import Trainer
 
 FILE = Path(__file__).with_suffix(".json")
 STEPS = 9
@@ -41,11 +41,11 @@ class Double(Runtime):
 def trajectory(label: str) -> list[float]:
     """The losses of the first steps of a tiny run."""
     train = make_images(200, 1)
-    data = FakeData(pretrain=train, train=train, test=make_images(60, 2))
+    data = ArrayDataset(pretrain=train, train=train, test=make_images(60, 2))
     # Of three epochs, however many a variant makes of them: so that the schedule is part of the trajectory.
     spec = tiny_spec(label, epochs=3, w_size=16, lr_drops=[])
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(spec, data, Path(folder), Double(torch.device("cpu")), log=lambda line: None)
+        trainer = Trainer(make_job(spec, data, Path(folder), Double(torch.device("cpu"))))
         order = torch.arange(STEPS * spec.batch_size) % len(train)
         return [trainer.step(index).loss.item() for index in order.split(spec.batch_size)]
 

@@ -16,7 +16,7 @@ from conftest import ROOT, tiny_spec
 from wmse.cli import main
 from wmse.errors import STOPPED_EXIT
 from wmse.methods import StepOutput
-from wmse.pretrain import Trainer
+from wmse.training import Trainer
 
 
 def wmse(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

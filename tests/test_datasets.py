@@ -28,7 +28,7 @@ from wmse.datasets.build import prepare_source
 from wmse.datasets.prepared import load_prepared
 from wmse.datasets.source import Rows
 from wmse.errors import DataError
-from wmse.verify import verify
+from wmse.runs.verify import verify
 
 ROOT = Path(__file__).resolve().parents[1]
 RNG = np.random.default_rng(0)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import ROOT, TINY, tiny_spec
+from conftest import ROOT, TINY, make_job, tiny_spec
 
 from wmse.cli import main
 from wmse.config import load_project
@@ -27,8 +27,8 @@ from wmse.estimate.table import RunEstimate, format_count, format_hours, format_
 from wmse.estimate.warm_up import FIRST_SIZE, KNN_TEST, Cost, measure
 from wmse.methods import build_encoder
 from wmse.power import PowerMeter
-from wmse.pretrain import Trainer
 from wmse.runtime import Runtime
+from wmse.training import Trainer
 
 CPU = torch.device("cpu")
 
@@ -49,12 +49,12 @@ def fake_warm_up(**seconds: float) -> Any:
 
 def test_counts_are_those_of_the_trainer(data: ArrayDataset, tmp_path: Path) -> None:
     spec = tiny_spec("wmse-4", epochs=7, lr_drops=[2], eval_every=3, eval_every_final=1)
-    trainer = Trainer(spec, data, tmp_path, Runtime(CPU), log=lambda line: None)
+    trainer = Trainer(make_job(spec, data, tmp_path, Runtime(CPU)))
     history = trainer.run()
     work = workload(spec, 200)
     assert work.steps == trainer.progress.step == 7 * (200 // 64)
-    assert work.views == history[-1]["views"] == 7 * 3 * 64 * 4
-    assert work.evaluations == sum(row["knn5_top1"] is not None for row in history) == 3  # after epochs 3, 6 and 7
+    assert work.views == history[-1].views == 7 * 3 * 64 * 4
+    assert work.evaluations == sum(record.knn5_top1 is not None for record in history) == 3  # after epochs 3, 6 and 7
 
 
 def test_counts_of_the_paper() -> None:

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import FakeData, tiny_spec
+from conftest import CPU, ArrayDataset, make_job, tiny_spec
 from safetensors.torch import load_file
 from torchvision.models import resnet18
 
-from wmse.checkpoint import load_encoder, save_encoder
 from wmse.datasets import SOURCES
-from wmse.encoder import Encoder
+from wmse.encoder import Encoder, load_encoder, save_encoder
 from wmse.errors import CheckpointError
-from wmse.evaluate import evaluate
 from wmse.features import extract, raw_pixels
 from wmse.images import open_images
-from wmse.pretrain import pretrain
 from wmse.probes import knn_accuracy
-from wmse.runtime import Runtime
-
-CPU = Runtime(torch.device("cpu"), channels_last=False)
-SILENT = {"log": lambda line: None}
+from wmse.runs.evaluate import evaluate
+from wmse.training import pretrain
 
 
-def test_a_trained_run_gets_a_result_with_provenance(data: FakeData, tmp_path: Path) -> None:
+def test_a_trained_run_gets_a_result_with_provenance(data: ArrayDataset, tmp_path: Path) -> None:
     spec = tiny_spec("wmse-4")
-    pretrain(spec, data, tmp_path, CPU, **SILENT)
-    evaluate(spec, data, tmp_path, CPU, preset="test", **SILENT)
+    pretrain(make_job(spec, data, tmp_path))
+    evaluate(make_job(spec, data, tmp_path, preset="test"))
     result = json.loads((tmp_path / "result.json").read_text())
     history = (tmp_path / "history.csv").read_text().splitlines()[-1].split(",")
     assert result["metrics"]["knn5_top1"] == pytest.approx(float(history[-2]))
@@ -40,15 +37,15 @@ def test_a_trained_run_gets_a_result_with_provenance(data: FakeData, tmp_path: P
     assert result["paper_differences"]["width"] == {"run": 4, "paper": 64}
 
 
-def test_the_probes_are_repeatable_and_do_not_depend_on_the_global_generator(data: FakeData, tmp_path: Path) -> None:
+def test_the_probes_are_repeatable_whatever_the_global_generator(data: ArrayDataset, tmp_path: Path) -> None:
     results = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        results.append(evaluate(tiny_spec("random"), data, tmp_path, CPU, **SILENT)["metrics"])
+        results.append(evaluate(make_job(tiny_spec("random"), data, tmp_path))["metrics"])
     assert results[0] == results[1]
 
 
-def test_features_are_taken_in_eval_mode_and_the_mode_is_restored(data: FakeData) -> None:
+def test_features_are_taken_in_eval_mode_and_the_mode_is_restored(data: ArrayDataset) -> None:
     spec = tiny_spec()
     images = open_images(data["test"], SOURCES["cifar10"], spec, CPU.device)
     encoder = Encoder(stem="cifar", width=4).train()
@@ -60,43 +57,43 @@ def test_features_are_taken_in_eval_mode_and_the_mode_is_restored(data: FakeData
     torch.testing.assert_close(features[7:8], alone.detach(), rtol=1e-4, atol=1e-5)  # no statistics of the batch
 
 
-def test_raw_pixels_are_the_normalised_images(data: FakeData, tmp_path: Path) -> None:
+def test_raw_pixels_are_the_normalised_images(data: ArrayDataset, tmp_path: Path) -> None:
     spec = tiny_spec("pixels", view_size=32, eval_resize=0)
     source = SOURCES["cifar10"]
     features = raw_pixels(open_images(data["test"], source, spec, CPU.device))
     expected = torch.from_numpy(data["test"].images).float() / 255
     expected = (expected - torch.tensor(source.mean).view(3, 1, 1)) / torch.tensor(source.std).view(3, 1, 1)
     torch.testing.assert_close(features, expected.flatten(1))
-    result = evaluate(spec, data, tmp_path, CPU, **SILENT)
+    result = evaluate(make_job(spec, data, tmp_path))
     labels = [torch.from_numpy(data[name].labels) for name in ("train", "test")]
     train = raw_pixels(open_images(data["train"], source, spec, CPU.device))
     assert result["metrics"]["knn5_top1"] == knn_accuracy(train, labels[0], features, labels[1])
     assert result["pretrain"] is None
 
 
-def test_another_runs_encoder_or_data_is_refused(data: FakeData, tmp_path: Path) -> None:
+def test_another_runs_encoder_or_data_is_refused(data: ArrayDataset, tmp_path: Path) -> None:
     spec = tiny_spec()
-    with pytest.raises(CheckpointError, match=r"pretrain\.json: cannot be read .* run the pretraining"):
-        evaluate(spec, data, tmp_path, CPU, **SILENT)
-    pretrain(spec, data, tmp_path, CPU, **SILENT)
-    with pytest.raises(CheckpointError, match=r"pretrain\.json: belongs to a run with hash"):
-        evaluate(tiny_spec(lr=0.5), data, tmp_path, CPU, **SILENT)
+    with pytest.raises(CheckpointError, match=r"pretrain\.json: is missing: run the pretraining"):
+        evaluate(make_job(spec, data, tmp_path))
+    pretrain(make_job(spec, data, tmp_path))
+    with pytest.raises(CheckpointError, match=r"pretrain\.json: belongs to the run .*, not to cifar10/wmse-2/"):
+        evaluate(make_job(tiny_spec(lr=0.5), data, tmp_path))
     save_encoder(tmp_path / "encoder.safetensors", Encoder(width=4), tiny_spec(lr=0.5), data.digest)
     with pytest.raises(CheckpointError, match=r"encoder\.safetensors: the encoder of cifar10/wmse-2/seed0-"):
         load_encoder(tmp_path / "encoder.safetensors", Encoder(width=4), spec)
-    with pytest.raises(CheckpointError, match=r"encoder\.safetensors: is not the encoder that pretrain\.json"):
-        evaluate(spec, data, tmp_path, CPU, **SILENT)
+    with pytest.raises(CheckpointError, match=r"encoder\.safetensors: is not what pretrain\.json vouches for"):
+        evaluate(make_job(spec, data, tmp_path))
     (tmp_path / "encoder.safetensors").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match=r"encoder\.safetensors: not a readable encoder"):
         load_encoder(tmp_path / "encoder.safetensors", Encoder(width=4), spec)
     edited = tmp_path / "pretrain.json"
     edited.write_text(edited.read_text().replace('"resumed": 0', '"resumed": 1'))
     with pytest.raises(CheckpointError, match=r"pretrain\.json: was changed after it was written"):
-        evaluate(spec, data, tmp_path, CPU, **SILENT)
+        evaluate(make_job(spec, data, tmp_path))
     edited.write_text(edited.read_text().replace('"resumed": 1', '"resumed": 0'))
     data.digest = "sha256:other"
-    with pytest.raises(CheckpointError, match="trained on data with digest sha256:memory"):
-        evaluate(spec, data, tmp_path, CPU, **SILENT)
+    with pytest.raises(CheckpointError, match="computed on data with digest sha256:memory"):
+        evaluate(make_job(spec, data, tmp_path))
 
 
 def test_a_full_width_encoder_loads_into_torchvisions_resnet_as_the_readme_says(tmp_path: Path) -> None:
@@ -111,3 +108,15 @@ def test_a_full_width_encoder_loads_into_torchvisions_resnet_as_the_readme_says(
     model.load_state_dict(load_file(tmp_path / "encoder.safetensors"))
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(model.eval()(x), encoder(x))
+
+
+def test_the_package_of_the_runs_needs_no_torch() -> None:
+    check = (
+        "import importlib, pkgutil, sys, wmse.runs\n"
+        "names = [module.name for module in pkgutil.iter_modules(wmse.runs.__path__)]\n"
+        "for name in names:\n"
+        "    importlib.import_module(f'wmse.runs.{name}')\n"
+        "print(sorted(names), 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['evaluate', 'folder', 'job', 'record', 'verify'] False"

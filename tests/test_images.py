@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_spec
+from conftest import make_job, tiny_spec
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, PILToTensor, Resize
 
@@ -18,13 +18,13 @@ import wmse.images
 from wmse.datasets import SOURCES, ArrayDataset, ArraySplit
 from wmse.errors import DataError
 from wmse.estimate.plan import feature_count
-from wmse.evaluate import evaluate
 from wmse.features import raw_pixels
 from wmse.images import ArrayImages, FileImages, open_images
 from wmse.images import _chunks_of_like_size as like_size
-from wmse.pretrain import Trainer, pretrain
+from wmse.runs.evaluate import evaluate
 from wmse.runtime import Runtime
 from wmse.streams import stream
+from wmse.training import Trainer, pretrain
 from wmse.views import ViewRecipe, draw_params, make_view, normalize
 
 CPU = torch.device("cpu")
@@ -181,8 +181,8 @@ def test_a_streamed_benchmark_goes_through_pretraining_and_evaluation(jpegs: Arr
     assert SOURCES[spec.benchmark].streamed
     data, runtime = ArrayDataset(pretrain=jpegs, train=jpegs, test=jpegs), Runtime(CPU, channels_last=False)
     assert isinstance(open_images(jpegs, SOURCES[spec.benchmark], spec, CPU), FileImages)
-    pretrain(spec, data, tmp_path / "run", runtime, log=lambda line: None)
-    result = evaluate(spec, data, tmp_path / "run", runtime, log=lambda line: None)
+    pretrain(make_job(spec, data, tmp_path / "run", runtime))
+    result = evaluate(make_job(spec, data, tmp_path / "run", runtime))
     assert result["metrics"]["knn5_top1"] > 60  # three classes told apart by brightness
     assert result["evaluation"]["train_images"] == 72
 
@@ -194,7 +194,7 @@ def test_training_on_streamed_images_does_not_depend_on_the_decoding_threads(jpe
     data = ArrayDataset(pretrain=jpegs, train=jpegs, test=jpegs)
     states = []
     for threads in (1, 3, 8):
-        trainer = Trainer(spec, data, tmp_path / str(threads), Runtime(CPU), log=lambda line: None)
+        trainer = Trainer(make_job(spec, data, tmp_path / str(threads), Runtime(CPU)))
         trainer.images = FileImages(jpegs.paths, trainer.images.recipe, 20, CPU, threads=threads)
         trainer.run()
         states.append(trainer.method.state_dict())

@@ -11,7 +11,7 @@ from conftest import tiny_spec
 from torch import Tensor, nn
 
 from wmse.config import RunSpec
-from wmse.optim import LARS, build_optimizer, learning_rate
+from wmse.training.optim import LARS, build_optimizer, learning_rate
 
 PAPER = RunSpec("cifar10", "wmse", epochs=120)  # 500 warm-up iterations, drops 50 and 25 epochs before the end
 

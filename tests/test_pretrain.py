@@ -15,24 +15,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FakeData, tiny_spec
+from conftest import CPU, ArrayDataset, make_job, tiny_spec
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from wmse.config import RunSpec
 from wmse.errors import CheckpointError, ConfigError, TrainingError
 from wmse.methods import build_encoder, build_method
-from wmse.pretrain import Stopped, Trainer, evaluation_due, pretrain
 from wmse.runtime import Runtime, resolve
 from wmse.streams import stream, stream_seed
+from wmse.training import Stopped, Trainer, evaluation_due, pretrain
+from wmse.training.history import EpochRecord
 
-CPU = Runtime(torch.device("cpu"), channels_last=False)
 
-
-def train(spec: RunSpec, data: FakeData, out: Path, stop_after: int | None = None, **settings: object) -> Trainer:
+def train(spec: RunSpec, data: ArrayDataset, out: Path, stop_after: int | None = None, **settings: object) -> Trainer:
     """Run a trainer, optionally stopping after some steps; returns it."""
-    trainer = Trainer(spec, data, out, CPU, log=lambda line: None, **settings)
-    trainer.stop = lambda: stop_after is not None and trainer.progress.step == stop_after
+    trainer = Trainer(make_job(spec, data, out, **settings))
+    trainer.stop = lambda: signal.SIGTERM if trainer.progress.step == stop_after else None
     if stop_after is None:
         trainer.run()
     else:
@@ -53,14 +52,14 @@ def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> 
 TIMING = ("seconds", "views_per_second", "peak_memory_mb")
 
 
-def without_timing(history: list[dict]) -> list[dict]:
-    return [{key: value for key, value in row.items() if key not in TIMING} for row in history]
+def without_timing(history: list[EpochRecord]) -> list[dict]:
+    return [{key: value for key, value in vars(record).items() if key not in TIMING} for record in history]
 
 
 @pytest.mark.parametrize("label", ["wmse-2", "wmse-4", "simclr", "byol"])
 @pytest.mark.parametrize("stops", [[1], [3], [4, 5], [8]])
 def test_stopped_and_continued_equals_straight_bit_for_bit(
-    label: str, stops: list[int], data: FakeData, tmp_path: Path
+    label: str, stops: list[int], data: ArrayDataset, tmp_path: Path
 ) -> None:
     spec = tiny_spec(label)  # 3 steps an epoch, 9 in all: the stops lie inside and between epochs
     straight = train(spec, data, tmp_path / "straight")
@@ -73,7 +72,7 @@ def test_stopped_and_continued_equals_straight_bit_for_bit(
     assert continued.progress.resumed == len(stops)
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_others(data: FakeData, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(data: ArrayDataset, tmp_path: Path) -> None:
     runs = [train(tiny_spec(seed=seed), data, tmp_path / str(i)) for i, seed in enumerate((0, 0, 1))]
     assert_same_bits(state_of(runs[0]), state_of(runs[1]))
     assert not torch.equal(runs[0].method.encoder.conv1.weight, runs[2].method.encoder.conv1.weight)
@@ -130,10 +129,10 @@ def plain_loss(method: torch.nn.Module, label: str, images: list[torch.Tensor], 
 
 
 @pytest.mark.parametrize("label", ["wmse-2", "wmse-4", "simclr", "byol"])
-def test_thirty_steps_equal_a_plain_trainer_with_torchs_own_parts(label: str, data: FakeData, tmp_path: Path) -> None:
+def test_thirty_steps_equal_a_plain_trainer_of_torchs_own_parts(label: str, data: ArrayDataset, tmp_path: Path) -> None:
     """Same losses and same parameters, buffers included: torch's Adam, MultiStepLR per epoch, the authors' warm-up."""
     spec = tiny_spec(label, epochs=10, lr_drops=[4, 2], warmup_iterations=5)
-    trainer = Trainer(spec, data, tmp_path, Double(torch.device("cpu")), log=lambda line: None)
+    trainer = Trainer(make_job(spec, data, tmp_path, Double(torch.device("cpu"))))
     trainer.run()
     method = build_method(spec, stream_seed(0, "weights")).double().train()
     parameters = [p for p in method.parameters() if p.requires_grad]
@@ -157,16 +156,16 @@ def test_thirty_steps_equal_a_plain_trainer_with_torchs_own_parts(label: str, da
                     t.data = t.data * decay + p.data * (1 - decay)
             step += 1
             losses.append(loss.item())
-        assert trainer.progress.history[epoch]["loss"] == pytest.approx(sum(losses) / 3, rel=1e-7)
-        assert trainer.progress.history[epoch]["lr"] == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+        assert trainer.progress.history[epoch].loss == pytest.approx(sum(losses) / 3, rel=1e-7)
+        assert trainer.progress.history[epoch].lr == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
         schedule.step()
     assert step == trainer.progress.step == 30
     for name, value in method.state_dict().items():
         torch.testing.assert_close(state_of(trainer)[name], value, rtol=1e-6, atol=1e-8, msg=name)
 
 
-def test_the_probe_sees_the_encoder_in_eval_mode_and_leaves_it_training(data: FakeData, tmp_path: Path) -> None:
-    trainer = Trainer(tiny_spec(), data, tmp_path, CPU, log=lambda line: None)
+def test_the_probe_sees_the_encoder_in_eval_mode_and_leaves_it_training(data: ArrayDataset, tmp_path: Path) -> None:
+    trainer = Trainer(make_job(tiny_spec(), data, tmp_path))
     trainer.method.train()
     before, modes = trainer.method.encoder.bn1.running_mean.clone(), []
     trainer.method.encoder.register_forward_pre_hook(lambda module, _: modes.append(module.training))
@@ -178,7 +177,7 @@ def test_the_probe_sees_the_encoder_in_eval_mode_and_leaves_it_training(data: Fa
 
 
 @pytest.mark.parametrize("label", ["wmse-2", "byol"])
-def test_what_ran_before_changes_no_bit(label: str, data: FakeData, tmp_path: Path) -> None:
+def test_what_ran_before_changes_no_bit(label: str, data: ArrayDataset, tmp_path: Path) -> None:
     spec = tiny_spec(label, epochs=1, lr_drops=[])
     alone = train(spec, data, tmp_path / "alone")
     torch.manual_seed(7)
@@ -188,17 +187,17 @@ def test_what_ran_before_changes_no_bit(label: str, data: FakeData, tmp_path: Pa
     assert_same_bits(state_of(alone), state_of(again))
 
 
-def test_the_last_partial_batch_is_dropped(data: FakeData, tmp_path: Path) -> None:
+def test_the_last_partial_batch_is_dropped(data: ArrayDataset, tmp_path: Path) -> None:
     trainer = train(tiny_spec(epochs=1, lr_drops=[]), data, tmp_path)
     assert trainer.progress.step == 3  # 200 images in batches of 64
-    assert trainer.progress.history[0]["views"] == 3 * 64 * 2
+    assert trainer.progress.history[0].views == 3 * 64 * 2
 
 
-def test_training_reduces_the_loss_and_does_not_collapse(data: FakeData, tmp_path: Path) -> None:
+def test_training_reduces_the_loss_and_does_not_collapse(data: ArrayDataset, tmp_path: Path) -> None:
     history = train(tiny_spec(epochs=8, lr=1e-3), data, tmp_path).progress.history
-    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
-    assert history[-1]["embedding_std"] > 0.3
-    assert history[-1]["effective_rank"] > 3
+    assert history[-1].loss < 0.8 * history[0].loss
+    assert history[-1].embedding_std > 0.3
+    assert history[-1].effective_rank > 3
 
 
 def test_evaluations_are_more_frequent_after_the_first_drop() -> None:
@@ -206,9 +205,9 @@ def test_evaluations_are_more_frequent_after_the_first_drop() -> None:
     assert [e for e in range(1, 101) if evaluation_due(spec, e)] == [20, 40, *range(55, 101, 5)]
 
 
-def test_a_run_leaves_encoder_history_events_and_summary(data: FakeData, tmp_path: Path) -> None:
+def test_a_run_leaves_encoder_history_events_and_summary(data: ArrayDataset, tmp_path: Path) -> None:
     spec = tiny_spec("wmse-4")
-    pretrain(spec, data, tmp_path, CPU, preset="test", log=lambda line: None)
+    pretrain(make_job(spec, data, tmp_path, preset="test"))
     rows = list(csv.DictReader((tmp_path / "history.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert [bool(row["knn5_top1"]) for row in rows] == [False, True, True]
@@ -224,50 +223,50 @@ def test_a_run_leaves_encoder_history_events_and_summary(data: FakeData, tmp_pat
     encoder.load_state_dict(load_file(tmp_path / "encoder.safetensors"))
 
 
-def test_a_finished_run_is_not_trained_again(data: FakeData, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_trained_again(data: ArrayDataset, tmp_path: Path) -> None:
     first = train(tiny_spec(), data, tmp_path)
-    second = Trainer(tiny_spec(), data, tmp_path, CPU, log=lambda line: None)
+    second = Trainer(make_job(tiny_spec(), data, tmp_path))
     second.step = None  # would fail if a step were taken
     second.run()
     assert second.progress == first.progress
 
 
-def test_a_checkpoint_of_another_configuration_is_refused(data: FakeData, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_configuration_is_refused(data: ArrayDataset, tmp_path: Path) -> None:
     train(tiny_spec(), data, tmp_path, stop_after=2)
     with pytest.raises(CheckpointError, match=r"step-000000002-\w+\.pt: belongs to the run .* configuration differs"):
-        Trainer(tiny_spec(lr=0.1), data, tmp_path, CPU).run()
+        Trainer(make_job(tiny_spec(lr=0.1), data, tmp_path)).run()
 
 
-def test_a_checkpoint_of_other_data_or_precision_is_refused(data: FakeData, tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_data_or_precision_is_refused(data: ArrayDataset, tmp_path: Path) -> None:
     train(tiny_spec(), data, tmp_path, stop_after=2)
     with pytest.raises(CheckpointError, match="precision fp32"):
-        Trainer(tiny_spec(), data, tmp_path, Runtime(torch.device("cpu"), "bf16")).run()
+        Trainer(make_job(tiny_spec(), data, tmp_path, Runtime(torch.device("cpu"), "bf16"))).run()
     data.digest = "sha256:other"
     with pytest.raises(CheckpointError, match="data sha256:memory"):
-        Trainer(tiny_spec(), data, tmp_path, CPU).run()
+        Trainer(make_job(tiny_spec(), data, tmp_path)).run()
 
 
-def test_a_singular_sub_batch_names_run_step_and_sub_batch(data: FakeData, tmp_path: Path) -> None:
-    trainer = Trainer(tiny_spec(), data, tmp_path, CPU, log=lambda line: None)
+def test_a_singular_sub_batch_names_run_step_and_sub_batch(data: ArrayDataset, tmp_path: Path) -> None:
+    trainer = Trainer(make_job(tiny_spec(), data, tmp_path))
     torch.nn.init.zeros_(trainer.method.head[-1].weight)  # all embeddings are equal
     with pytest.raises(TrainingError, match=r"cifar10/wmse-2/seed0-\w+: step 0 \(epoch 1\): view 0, .*sub-batch 0"):
         trainer.run()
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(data: FakeData, tmp_path: Path) -> None:
-    trainer = Trainer(tiny_spec("simclr"), data, tmp_path, CPU, log=lambda line: None)
+def test_a_loss_that_is_not_finite_stops_the_run(data: ArrayDataset, tmp_path: Path) -> None:
+    trainer = Trainer(make_job(tiny_spec("simclr"), data, tmp_path))
     torch.nn.init.constant_(trainer.method.encoder.conv1.weight, float("nan"))
     with pytest.raises(TrainingError, match=r"step 0 .*not finite"):
         trainer.run()
 
 
-def test_a_batch_larger_than_the_data_is_a_configuration_error(data: FakeData, tmp_path: Path) -> None:
+def test_a_batch_larger_than_the_data_is_a_configuration_error(data: ArrayDataset, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"batch_size \(256\) exceeds the 200 images"):
-        Trainer(tiny_spec(batch_size=256), data, tmp_path, CPU)
+        Trainer(make_job(tiny_spec(batch_size=256), data, tmp_path))
 
 
-def test_two_processes_cannot_train_the_same_run(data: FakeData, tmp_path: Path) -> None:
+def test_two_processes_cannot_train_the_same_run(data: ArrayDataset, tmp_path: Path) -> None:
     holder = subprocess.Popen(
         [
             sys.executable,
@@ -283,13 +282,13 @@ def test_two_processes_cannot_train_the_same_run(data: FakeData, tmp_path: Path)
         assert holder.stdout is not None
         holder.stdout.readline()
         with pytest.raises(TrainingError, match=rf"the other one \(pid {holder.pid} on "):
-            pretrain(tiny_spec(), data, tmp_path, CPU)
+            pretrain(make_job(tiny_spec(), data, tmp_path))
     finally:
         holder.kill()
         holder.wait()
 
 
-def test_sigterm_writes_a_checkpoint_and_the_next_call_continues(data: FakeData, tmp_path: Path) -> None:
+def test_sigterm_writes_a_checkpoint_and_the_next_call_continues(data: ArrayDataset, tmp_path: Path) -> None:
     lines: list[str] = []
 
     def log(line: str) -> None:
@@ -299,22 +298,22 @@ def test_sigterm_writes_a_checkpoint_and_the_next_call_continues(data: FakeData,
             time.sleep(0.05)
 
     with pytest.raises(Stopped) as caught:
-        pretrain(tiny_spec(), data, tmp_path / "stopped", CPU, log=log)
+        pretrain(make_job(tiny_spec(), data, tmp_path / "stopped", log=log))
     assert caught.value.signal == signal.SIGTERM
     assert not (tmp_path / "stopped" / "encoder.safetensors").exists()
-    pretrain(tiny_spec(), data, tmp_path / "stopped", CPU, log=lines.append)
+    pretrain(make_job(tiny_spec(), data, tmp_path / "stopped", log=lines.append))
     assert any("continuing" in line for line in lines)
-    pretrain(tiny_spec(), data, tmp_path / "straight", CPU, log=lines.append)
+    pretrain(make_job(tiny_spec(), data, tmp_path / "straight", log=lines.append))
     encoders = [load_file(tmp_path / name / "encoder.safetensors") for name in ("stopped", "straight")]
     assert_same_bits(*encoders)
 
 
-def test_bf16_keeps_the_loss_in_float32_and_stays_close(data: FakeData, tmp_path: Path) -> None:
+def test_bf16_keeps_the_loss_in_float32_and_stays_close(data: ArrayDataset, tmp_path: Path) -> None:
     spec = tiny_spec(epochs=1, lr_drops=[])
     low = Runtime(torch.device("cpu"), "bf16")
     losses = []
     for runtime in (CPU, low):
-        trainer = Trainer(spec, data, tmp_path / runtime.precision, runtime, log=lambda line: None)
+        trainer = Trainer(make_job(spec, data, tmp_path / runtime.precision, runtime))
         output = trainer.step(torch.arange(64))
         assert output.loss.dtype == torch.float32
         losses.append(output.loss.item())
@@ -322,20 +321,33 @@ def test_bf16_keeps_the_loss_in_float32_and_stays_close(data: FakeData, tmp_path
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_run_finds_a_singular_sub_batch_within_one_step(data: FakeData, tmp_path: Path) -> None:
+def test_a_gpu_run_finds_a_singular_sub_batch_within_one_step(data: ArrayDataset, tmp_path: Path) -> None:
     runtime = resolve("cuda", "fp32", compile="false")
-    trainer = Trainer(tiny_spec(), data, tmp_path, runtime, log=lambda line: None)
+    trainer = Trainer(make_job(tiny_spec(), data, tmp_path, runtime))
     torch.nn.init.zeros_(trainer.method.head[-1].weight)
     with pytest.raises(TrainingError, match=r"step 0 \(epoch 1\): view 0"):
         trainer.run()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_run_that_was_stopped_within_an_epoch_goes_on(data: ArrayDataset, tmp_path: Path) -> None:
+    runtime = resolve("cuda", "fp32", compile="false")
+    trainer = Trainer(make_job(tiny_spec(), data, tmp_path, runtime))
+    trainer.stop = lambda: signal.SIGTERM if trainer.progress.step == 4 else None
+    with pytest.raises(Stopped):
+        trainer.run()
+    history = Trainer(make_job(tiny_spec(), data, tmp_path, runtime)).run()
+    assert [(record.epoch, record.step) for record in history] == [(1, 3), (2, 6), (3, 9)]
+    straight = Trainer(make_job(tiny_spec(), data, tmp_path / "straight", runtime)).run()
+    assert [record.loss for record in history] == pytest.approx([record.loss for record in straight], rel=1e-2)
+
+
 def test_a_signal_that_arrives_twice_is_one_request_and_a_later_one_ends_the_process() -> None:
     code = (
         "import os, signal, sys, time\n"
-        "from wmse import pretrain\n"
-        "pretrain.SAME_REQUEST = 0.5\n"
-        "with pretrain.stop_on_signals() as received:\n"
+        "from wmse.training import signals\n"
+        "signals.SAME_REQUEST = 0.5\n"
+        "with signals.stop_on_signals() as received:\n"
         "    for _ in range(2):\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
         "    print(received, flush=True)\n"

@@ -248,24 +248,22 @@ def run_pretrain(options: argparse.Namespace, log: Log) -> int:
     spec, out, preset = _selected_run(options)
     if not spec.trained:
         raise ConfigError(f"{spec.run}: the baseline '{spec.method}' has nothing to train; use `wmse evaluate`")
-    from wmse.checkpoint import CheckpointPolicy
     from wmse.datasets import load
-    from wmse.pretrain import Stopped, pretrain
+    from wmse.runs.folder import RunFolder
+    from wmse.training import CheckpointPolicy, Job, Stopped, pretrain
 
-    policy = CheckpointPolicy(options.checkpoint_seconds, options.checkpoint_epochs, options.keep_checkpoints)
-    data = load(spec.benchmark, options.data_root)
-    runtime = _runtime(options, spec)
+    job = Job(
+        spec,
+        load(spec.benchmark, options.data_root),
+        RunFolder(out),
+        _runtime(options, spec),
+        preset,
+        CheckpointPolicy(options.checkpoint_seconds, options.checkpoint_epochs, options.keep_checkpoints),
+        log,
+        progress_bar=False if options.no_progress else None,
+    )
     try:
-        pretrain(
-            spec,
-            data,
-            out,
-            runtime,
-            preset=preset,
-            checkpoints=policy,
-            log=log,
-            progress_bar=False if options.no_progress else None,
-        )
+        pretrain(job)
     except Stopped as stopped:
         log(str(stopped))
         return STOPPED_EXIT
@@ -275,9 +273,12 @@ def run_pretrain(options: argparse.Namespace, log: Log) -> int:
 def run_evaluate(options: argparse.Namespace, log: Log) -> None:
     spec, out, preset = _selected_run(options)
     from wmse.datasets import load
-    from wmse.evaluate import evaluate
+    from wmse.runs.evaluate import evaluate
+    from wmse.runs.folder import RunFolder
+    from wmse.runs.job import Job
 
-    evaluate(spec, load(spec.benchmark, options.data_root), out, _runtime(options, spec), preset=preset, log=log)
+    data, runtime = load(spec.benchmark, options.data_root), _runtime(options, spec)
+    evaluate(Job(spec, data, RunFolder(out), runtime, preset, log=log))
 
 
 def run_report(options: argparse.Namespace, log: Log) -> None:
@@ -305,7 +306,7 @@ def run_selfcheck(options: argparse.Namespace, log: Log) -> int:
 
 
 def run_verify(options: argparse.Namespace, log: Log) -> None:
-    from wmse.verify import verify
+    from wmse.runs.verify import verify
 
     findings = verify(options.runs, options.data_root, options.results)
     for line in findings.problems:

@@ -1,9 +1,18 @@
-"""The encoder E (a torchvision ResNet with the paper's stems) and the projection head g."""
+"""The encoder E (a torchvision ResNet with the paper's stems), its file, and the projection head g."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+from wmse.config import RunSpec
+from wmse.errors import CheckpointError
+from wmse.files import atomic_path
 
 BLOCKS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], list[int]]] = {
     "resnet18": (BasicBlock, [2, 2, 2, 2]),
@@ -59,3 +68,34 @@ def projection_head(features: int, hidden: int, embedding: int, layers: int = 2)
         modules += [nn.Linear(features, hidden), nn.BatchNorm1d(hidden), nn.ReLU()]
         features = hidden
     return nn.Sequential(*modules, nn.Linear(features, embedding))
+
+
+def save_encoder(path: Path, encoder: Encoder, spec: RunSpec, data_digest: str) -> None:
+    """Write the encoder's weights as safetensors, with torchvision's parameter names."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
+    # One entry, because safetensors writes several in random order, and equal runs shall give equal files.
+    metadata = {"wmse": json.dumps({"run": spec.run, "hash": spec.hash, "data": data_digest})}
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save(tensors, metadata))
+
+
+def load_encoder(path: Path, encoder: Encoder, spec: RunSpec) -> None:
+    """Fill `encoder` with the weights of this very run.
+
+    Raises:
+        CheckpointError: missing, damaged, or of another run.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {}).get("wmse", "{}"))
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        metadata = metadata if isinstance(metadata, dict) else {}
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a readable encoder ({error}): run the pretraining again") from None
+    if metadata.get("hash") != spec.hash:
+        raise CheckpointError(f"{path}: the encoder of {metadata.get('run')!s:.80}, not of {spec.run}")
+    try:
+        encoder.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: damaged ({reason}): run the pretraining again") from None

@@ -1,15 +1,22 @@
-"""Features of the frozen encoder, computed once and used by both probes (Section 5)."""
+"""Features of the frozen encoder, computed once, and what both probes make of them (Section 5)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 
 import torch
 from torch import Tensor, nn
 
+from wmse.datasets import SOURCES
+from wmse.encoder import load_encoder
 from wmse.errors import TrainingError
-from wmse.images import ArrayImages, FileImages
+from wmse.images import ArrayImages, FileImages, open_images
+from wmse.methods import build_encoder
+from wmse.probes import knn_accuracy, linear_accuracy
+from wmse.runs.job import Job
 from wmse.runtime import Runtime
+from wmse.streams import stream, stream_seed
 
 
 @torch.no_grad()
@@ -44,3 +51,41 @@ def extract(
 def raw_pixels(images: ArrayImages | FileImages) -> Tensor:
     """(n, 3 * H * W) float32: the normalised pixels themselves as features."""
     return torch.cat([batch.flatten(1) for batch in images.plain()])
+
+
+def run_features(job: Job) -> tuple[Tensor, Tensor]:
+    """Features of the probe's training and test images: (n, f) and (m, f), float32; of trained runs by their encoder.
+
+    Raises CheckpointError if the encoder in the run's folder cannot be used.
+    """
+    spec, runtime = job.spec, job.runtime
+    source = SOURCES[spec.benchmark]
+    train, test = (open_images(job.data[name], source, spec, runtime.device) for name in ("train", "test"))
+    with closing(train), closing(test):
+        if spec.method == "pixels":
+            return raw_pixels(train), raw_pixels(test)
+        encoder = build_encoder(spec, stream_seed(spec.seed, "weights"))
+        if spec.trained:
+            load_encoder(job.folder.encoder, encoder, spec)
+        placed = runtime.place(encoder)
+        return extract(placed, train, runtime), extract(placed, test, runtime)
+
+
+def probe_features(job: Job, train: Tensor, test: Tensor) -> dict[str, float | None]:
+    """Accuracies in percent of features (n, f) and (m, f); `linear_top5` is None for fewer than six classes."""
+    spec = job.spec
+    train_labels, test_labels = (torch.from_numpy(job.data[name].labels).to(train.device) for name in ("train", "test"))
+    knn = knn_accuracy(train, train_labels, test, test_labels, spec.knn_k)
+    linear = linear_accuracy(
+        train,
+        train_labels,
+        test,
+        test_labels,
+        num_classes=SOURCES[spec.benchmark].num_classes,
+        generator=stream(spec.seed, "probe"),
+        epochs=spec.probe_epochs,
+        batch_size=spec.probe_batch_size,
+        lr=spec.probe_lr,
+        weight_decay=spec.probe_weight_decay,
+    )
+    return {"linear_top1": linear[1], "linear_top5": linear.get(5), "knn5_top1": knn}

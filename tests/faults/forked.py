@@ -18,17 +18,17 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from conftest import FakeData, tiny_data
+from conftest import ArrayDataset, make_job, tiny_data
 from safetensors.torch import load_file
 
-from wmse.checkpoint import CHECKPOINTS, DEFAULT_POLICY, ENCODER, CheckpointPolicy, list_checkpoints, load_checkpoint
 from wmse.config import RunSpec
 from wmse.errors import WmseError
-from wmse.evaluate import RESULT, evaluate
-from wmse.pretrain import HISTORY, PRETRAINED, Trainer, pretrain
-from wmse.runtime import Runtime
+from wmse.runs.evaluate import evaluate
+from wmse.runs.folder import CHECKPOINTS, ENCODER, HISTORY, PRETRAINED, RESULT
+from wmse.training import CheckpointPolicy, Trainer, pretrain
+from wmse.training.checkpoint import list_checkpoints, load_checkpoint
 
-CPU = Runtime(torch.device("cpu"), channels_last=False)
+DEFAULT_POLICY = CheckpointPolicy()
 TIMING = ("seconds", "views_per_second", "peak_memory_mb")
 CRASHED = 99  # the exit status of a child that ended with an exception that is no message
 
@@ -157,7 +157,7 @@ class Reference:
 
     spec: RunSpec
     folder: Path
-    data: FakeData = field(default_factory=tiny_data)
+    data: ArrayDataset = field(default_factory=tiny_data)
 
     def __post_init__(self) -> None:
         torch.set_num_threads(1)
@@ -177,8 +177,8 @@ class Reference:
 
         if steps:  # only in a child, which keeps the change to itself
             Trainer.step = counted
-        pretrain(self.spec, self.data, folder, CPU, log=lambda line: None, checkpoints=checkpoints)
-        evaluate(self.spec, self.data, folder, CPU, log=lambda line: None)
+        pretrain(make_job(self.spec, self.data, folder, checkpoints=checkpoints))
+        evaluate(make_job(self.spec, self.data, folder))
 
     def assert_same(self, folder: Path) -> None:
         """Encoder and history of a finished run are this one's bit for bit, and so are its metrics if it has some."""

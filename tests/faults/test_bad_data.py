@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, tiny_spec
+from conftest import ROOT, make_job, tiny_spec
 from PIL import Image
 from test_datasets import (
     WNIDS,
@@ -44,8 +44,8 @@ from wmse.datasets.archives import FolderFiles
 from wmse.datasets.decode import decode_image
 from wmse.errors import DataError
 from wmse.images import FileImages
-from wmse.pretrain import pretrain
 from wmse.runtime import Runtime
+from wmse.training import pretrain
 from wmse.views import ViewRecipe
 
 MEMORY = 3 << 29  # bytes of addresses that a child may take; its libraries need a third of them
@@ -347,7 +347,12 @@ def test_a_bomb_among_the_images_stops_a_training_with_its_name(tmp_path: Path, 
     )
     with pytest.raises(DataError, match=r"17\.JPEG: 9500x9500 pixels, which is refused"):
         pretrain(
-            spec, ArrayDataset(pretrain=split, train=split, test=split), tmp_path / "run", Runtime(torch.device("cpu"))
+            make_job(
+                spec,
+                ArrayDataset(pretrain=split, train=split, test=split),
+                tmp_path / "run",
+                Runtime(torch.device("cpu")),
+            )
         )
 
 

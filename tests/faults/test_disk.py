@@ -16,15 +16,15 @@ from pathlib import Path
 
 import matplotlib.figure  # noqa: F401 (heavy imports: once, not in every child)
 import pytest
-from conftest import FakeData, tiny_spec
+from conftest import ArrayDataset, tiny_spec
 
-import wmse.evaluate  # noqa: F401
+import wmse.features  # noqa: F401
 from wmse.cli import main
 from wmse.datasets import load, prepare
 from wmse.datasets.download import download
 from wmse.datasets.source import Archive
 from wmse.errors import DataError
-from wmse.verify import verify
+from wmse.runs.verify import verify
 
 SPEC = tiny_spec("wmse-2", epochs=2, lr_drops=[1])
 FULL = r"wmse: error: \S+: No space left on device: free some space; everything written so far is intact"
@@ -109,7 +109,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(autouse=True)
-def _small_data(data: FakeData, monkeypatch: pytest.MonkeyPatch) -> None:
+def _small_data(data: ArrayDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wmse.datasets.load", lambda *arguments, **options: data)
 
 

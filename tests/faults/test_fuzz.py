@@ -30,7 +30,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, FakeData, tiny_spec
+from conftest import ROOT, ArrayDataset, make_job, tiny_spec
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -53,8 +53,7 @@ from test_datasets import (
 from test_download import CONTENT, Server, whole
 from test_report import GRAPH, make_run
 
-import wmse.evaluate
-from wmse.checkpoint import load_encoder, save_encoder
+import wmse.features
 from wmse.cli import main
 from wmse.config import RANGES, RunSpec, load_project, make_spec, read_yaml
 from wmse.datasets import cifar, fashion_mnist, stl10, tiny_imagenet
@@ -63,15 +62,16 @@ from wmse.datasets.decode import decode_image
 from wmse.datasets.download import download
 from wmse.datasets.prepared import load_prepared
 from wmse.datasets.source import Archive
+from wmse.encoder import load_encoder, save_encoder
 from wmse.errors import LONGEST_MESSAGE, DataError, WmseError
-from wmse.evaluate import evaluate
 from wmse.files import content_digest
 from wmse.methods import build_encoder
-from wmse.pretrain import pretrain
 from wmse.report import write_claims, write_dag, write_plots, write_tables
 from wmse.report.dag import direct, layers, parse_dot
+from wmse.runs.evaluate import evaluate
+from wmse.runs.verify import verify
 from wmse.runtime import Runtime, resolve
-from wmse.verify import verify
+from wmse.training import pretrain
 
 # What is made here is meant to be strange; a warning about it is no finding.
 pytestmark = pytest.mark.filterwarnings(
@@ -611,31 +611,31 @@ def test_fuzzed_encoders(tmp_path: Path, fuzz: Any) -> None:
 
 
 def test_fuzzed_records_of_a_training(
-    tmp_path: Path, data: FakeData, fuzz: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data: ArrayDataset, fuzz: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, runtime = tiny_spec(epochs=1, lr_drops=[]), Runtime(torch.device("cpu"))
-    pretrain(spec, data, tmp_path, runtime, log=quiet)
+    pretrain(make_job(spec, data, tmp_path, runtime))
     path = tmp_path / "pretrain.json"
     text = path.read_bytes()
     features = (torch.zeros(200, 4), torch.zeros(60, 4))
-    monkeypatch.setattr(wmse.evaluate, "features", lambda *arguments: features)
+    monkeypatch.setattr(wmse.features, "run_features", lambda *arguments: features)
     monkeypatch.setattr(
-        wmse.evaluate, "probe", lambda *arguments: {"linear_top1": 1.0, "linear_top5": 2.0, "knn5_top1": 3.0}
+        wmse.features, "probe_features", lambda *arguments: {"linear_top1": 1.0, "linear_top5": 2.0, "knn5_top1": 3.0}
     )
 
     def check(content: dict[str, Any] | bytes) -> None:
         path.write_bytes(content if isinstance(content, bytes) else as_json(content, seal=True).encode())
-        outcome(lambda: evaluate(spec, data, tmp_path, runtime, log=quiet), path.name)
+        outcome(lambda: evaluate(make_job(spec, data, tmp_path, runtime)), path.name)
 
     good = json.loads(text)
     fuzz(check, changed(good), few=40, many=300, examples=[{}, {**good, "spec_hash": 5}, [], 5])
     fuzz(check, mutated(text), few=30, many=200, examples=[b"[" * 100_000, b""])
 
 
-def test_fuzzed_checkpoints(tmp_path: Path, data: FakeData, fuzz: Any) -> None:
+def test_fuzzed_checkpoints(tmp_path: Path, data: ArrayDataset, fuzz: Any) -> None:
     """Through the whole training, which may go on from an older one; whether it then computes the same is not asked."""
     spec, runtime = tiny_spec(epochs=1, lr_drops=[]), Runtime(torch.device("cpu"))
-    pretrain(spec, data, tmp_path / "good", runtime, log=quiet)
+    pretrain(make_job(spec, data, tmp_path / "good", runtime))
     good = {path.relative_to(tmp_path / "good"): path.read_bytes() for path in (tmp_path / "good").rglob("*.pt")}
     assert good
 
@@ -645,7 +645,7 @@ def test_fuzzed_checkpoints(tmp_path: Path, data: FakeData, fuzz: Any) -> None:
             path.unlink(missing_ok=True)
         for name in good:
             put(out / name, content)
-        outcome(lambda: pretrain(spec, data, out, runtime, log=quiet), "")
+        outcome(lambda: pretrain(make_job(spec, data, out, runtime)), "")
 
     fuzz(check, mutated(*good.values()), few=15, many=150, examples=[b"", pickle.dumps(Canary(tmp_path / "canary"))])
     assert not (tmp_path / "canary").exists()

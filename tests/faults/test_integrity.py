@@ -8,13 +8,16 @@ import random
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import tiny_spec
 
 from wmse.cli import main
+from wmse.errors import DataError
 from wmse.files import write_sealed_json
-from wmse.verify import verify
+from wmse.report.results import load_run
+from wmse.runs.verify import verify
 
 KINDS = (
     "result.json",
@@ -121,3 +124,35 @@ def test_a_lost_file_a_swapped_run_and_other_data_are_found(
     assert f"{moved}/pretrain.json: belongs to the run fashion_mnist/wmse-2/seed0-" in seen.out
     assert f"{run}/result.json: was computed on data with digest sha256:other" in seen.out
     assert "5 problems" in seen.err  # the copy lacks its encoder too, and its result.json is in the wrong place
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("sha256", "0" * 64, "was changed after it was written"),
+        ("spec_hash", "0" * 64, "key 'spec_hash' is 00000000, but the hash of 'spec' is"),
+        (
+            "run",
+            "fashion_mnist/wmse-2/seed1-00000000",
+            "key 'run' is fashion_mnist/wmse-2/seed1-00000000, which does not",
+        ),
+        ("spec", {"benchmark": "cifar10"}, "key 'spec' is no specification of this version"),
+        ("spec_hash", None, "key 'spec_hash' must be of type str, not null"),
+    ],
+)
+def test_evaluation_verification_and_report_refuse_a_record_for_the_same_reason(
+    key: str, value: Any, reason: str, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of(copy)
+    spec = json.loads((run / "result.json").read_text())["spec"]
+    for name in ("pretrain.json", "result.json"):
+        record = {**json.loads((run / name).read_text()), key: value}
+        (run / name).write_text(json.dumps(record)) if key == "sha256" else write_sealed_json(run / name, record)
+    first, second, *_ = verify([run], copy / "nowhere", copy).problems
+    assert first.startswith(f"{run}/pretrain.json: {reason}")
+    assert second.startswith(f"{run}/result.json: {reason}")
+    with pytest.raises(DataError) as caught:
+        load_run(run)
+    assert str(caught.value) == second
+    assert main(["evaluate", "--spec", json.dumps(spec), "--data-root", str(copy / "data"), "--out", str(run)]) == 1
+    assert first in capsys.readouterr().err

@@ -14,9 +14,10 @@ import pytest
 from conftest import tiny_spec
 from forked import KillPoints, Reference, start, wait
 
-from wmse.checkpoint import CHECKPOINTS, CheckpointPolicy
 from wmse.datasets import load, prepare
 from wmse.errors import DataError
+from wmse.runs.folder import CHECKPOINTS
+from wmse.training import CheckpointPolicy
 
 POLICY = CheckpointPolicy(seconds=1e9, epochs=1, keep=1)
 STEPS, STEPS_PER_EPOCH = 6, 3

@@ -17,27 +17,28 @@ from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from conftest import FakeData, make_images, tiny_spec
+from conftest import CPU, ArrayDataset, make_images, make_job, tiny_spec
 from forked import Reference, start, wait
 
-import wmse.pretrain
-from wmse.checkpoint import CHECKPOINTS, CheckpointPolicy, list_checkpoints, load_checkpoint
+import wmse.training.guard
 from wmse.config import RunSpec
 from wmse.errors import CheckpointError, OutOfMemoryError, TrainingError
-from wmse.evaluate import evaluate
-from wmse.pretrain import Stopped, Trainer, pretrain
+from wmse.runs.evaluate import evaluate
+from wmse.runs.folder import CHECKPOINTS
 from wmse.runtime import Runtime, out_of_memory
+from wmse.training import CheckpointPolicy, Stopped, Trainer, pretrain
+from wmse.training.checkpoint import list_checkpoints, load_checkpoint
 
-CPU = Runtime(torch.device("cpu"), channels_last=False)
 EVERY_STEP = CheckpointPolicy(seconds=0, keep=3)
 
 
-def make(spec: RunSpec, data: FakeData, out: Path, lines: list[str] | None = None, **settings: object) -> Trainer:
+def make(spec: RunSpec, data: ArrayDataset, out: Path, lines: list[str] | None = None, **settings: object) -> Trainer:
     settings = {"checkpoints": EVERY_STEP, **settings}
-    return Trainer(spec, data, out, CPU, log=(lines if lines is not None else []).append, **settings)
+    return Trainer(make_job(spec, data, out, log=(lines if lines is not None else []).append, **settings))
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +91,11 @@ def test_a_gradient_that_is_not_finite_reaches_no_checkpoint(
         state = torch.load(path, weights_only=True)
         assert state["progress"]["step"] <= step
         assert all(value.isfinite().all() for value in state["method"].values())
-    pretrain(reference.spec, reference.data, tmp_path / "run", CPU, log=lambda line: None)
+    pretrain(make_job(reference.spec, reference.data, tmp_path / "run"))
     reference.assert_same(tmp_path / "run")
 
 
-def test_parameters_that_are_not_finite_are_not_saved(data: FakeData, tmp_path: Path) -> None:
+def test_parameters_that_are_not_finite_are_not_saved(data: ArrayDataset, tmp_path: Path) -> None:
     trainer = make(tiny_spec(), data, tmp_path)
     trainer.method.after_step = lambda progress: trainer.method.head[0].bias.data.fill_(torch.inf)
     with pytest.raises(TrainingError, match=r"step 0 \(epoch 1\): the parameters are not finite"):
@@ -102,7 +103,7 @@ def test_parameters_that_are_not_finite_are_not_saved(data: FakeData, tmp_path: 
     assert not list_checkpoints(tmp_path / CHECKPOINTS)
 
 
-def test_embeddings_that_are_not_finite_are_not_called_a_singular_covariance(data: FakeData, tmp_path: Path) -> None:
+def test_embeddings_that_are_not_finite_are_no_singular_covariance(data: ArrayDataset, tmp_path: Path) -> None:
     trainer = make(tiny_spec(), data, tmp_path)
     torch.nn.init.constant_(trainer.method.encoder.conv1.weight, torch.nan)
     with pytest.raises(TrainingError, match=r"step 0 \(epoch 1\): the embeddings are not finite"):
@@ -111,11 +112,11 @@ def test_embeddings_that_are_not_finite_are_not_called_a_singular_covariance(dat
 
 @pytest.mark.parametrize("label", ["wmse-2", "simclr", "byol"])
 def test_bf16_kernels_that_give_nan_on_feature_maps_of_one_pixel_change_no_parameter(
-    label: str, data: FakeData, tmp_path: Path
+    label: str, data: ArrayDataset, tmp_path: Path
 ) -> None:
     """oneDNN's, on CPUs where it does; elsewhere the run must be healthy."""
     runtime = Runtime(torch.device("cpu"), "bf16")
-    trainer = Trainer(tiny_spec(label, stem="imagenet"), data, tmp_path, runtime, log=lambda line: None)
+    trainer = Trainer(make_job(tiny_spec(label, stem="imagenet"), data, tmp_path, runtime))
     try:
         trainer.run()
     except TrainingError as error:
@@ -125,9 +126,9 @@ def test_bf16_kernels_that_give_nan_on_feature_maps_of_one_pixel_change_no_param
 
 @pytest.mark.parametrize("label", ["simclr", "byol"])
 def test_a_network_that_gives_one_embedding_for_all_images_is_stopped(
-    label: str, data: FakeData, tmp_path: Path, counts: Counter[str], monkeypatch: pytest.MonkeyPatch
+    label: str, data: ArrayDataset, tmp_path: Path, counts: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wmse.pretrain, "COLLAPSED_STEPS", 5)
+    monkeypatch.setattr(wmse.training.guard, "COLLAPSED_STEPS", 5)
     lines: list[str] = []
     trainer = make(tiny_spec(label), data, tmp_path, lines)
     torch.nn.init.zeros_(trainer.method.encoder.conv1.weight)
@@ -138,13 +139,13 @@ def test_a_network_that_gives_one_embedding_for_all_images_is_stopped(
 
 
 def test_a_head_that_starts_at_zero_and_an_ablation_that_shows_collapse_run_to_the_end(
-    data: FakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: ArrayDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wmse.pretrain, "COLLAPSED_STEPS", 5)
+    monkeypatch.setattr(wmse.training.guard, "COLLAPSED_STEPS", 5)
     trained = [make(tiny_spec(label), data, tmp_path / label) for label in ("byol", "wmse-2@no-whitening")]
     for trainer in trained:
         torch.nn.init.zeros_(trainer.method.head[-1].weight)
-    spread = [trainer.run()[-1]["embedding_std"] for trainer in trained]
+    spread = [trainer.run()[-1].embedding_std for trainer in trained]
     assert spread[0] > 0.1
     assert spread[1] == 0
 
@@ -172,14 +173,14 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_is_used(
 ) -> None:
     run, lines = tmp_path / "run", []
     trainer = make(reference.spec, reference.data, run)
-    trainer.stop = lambda: trainer.progress.step == 5
+    trainer.stop = lambda: signal.SIGTERM if trainer.progress.step == 5 else None
     with pytest.raises(Stopped):
         trainer.run()
     (newest_step, newest), (before, _), *_ = list_checkpoints(run / CHECKPOINTS)
     assert (newest_step, before) == (5, 4)
     newest.write_bytes(damage(newest.read_bytes()))
     counts["faults"] += 1
-    pretrain(reference.spec, reference.data, run, CPU, log=lines.append, checkpoints=EVERY_STEP)
+    pretrain(make_job(reference.spec, reference.data, run, log=lines.append, checkpoints=EVERY_STEP))
     (warning,) = [line for line in lines if line.startswith("warning: ")]
     assert str(newest) in warning
     assert "sha256" in warning
@@ -188,9 +189,9 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_is_used(
     reference.assert_same(run)
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again(data: FakeData, tmp_path: Path) -> None:
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again(data: ArrayDataset, tmp_path: Path) -> None:
     trainer = make(tiny_spec(), data, tmp_path)
-    trainer.stop = lambda: trainer.progress.step == 4
+    trainer.stop = lambda: signal.SIGTERM if trainer.progress.step == 4 else None
     with pytest.raises(Stopped):
         trainer.run()
     found = [path for _, path in list_checkpoints(tmp_path / CHECKPOINTS)]
@@ -220,12 +221,12 @@ def test_a_checkpoint_that_cannot_be_loaded_now_is_not_called_damaged(
     name: str,
     error: Exception,
     outcome: type[Exception],
-    data: FakeData,
+    data: ArrayDataset,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trainer = make(tiny_spec(), data, tmp_path)
-    trainer.stop = lambda: trainer.progress.step == 2
+    trainer.stop = lambda: signal.SIGTERM if trainer.progress.step == 2 else None
     with pytest.raises(Stopped):
         trainer.run()
     before = list_checkpoints(tmp_path / CHECKPOINTS)
@@ -235,15 +236,15 @@ def test_a_checkpoint_that_cannot_be_loaded_now_is_not_called_damaged(
 
     monkeypatch.setattr(module, name, failing)
     with pytest.raises(outcome, match=r"step-000000002-\w+\.pt: cannot be read|out of memory"):
-        pretrain(tiny_spec(), data, tmp_path, CPU, log=lambda line: None)
+        pretrain(make_job(tiny_spec(), data, tmp_path))
     assert list_checkpoints(tmp_path / CHECKPOINTS) == before
 
 
 def test_a_newest_checkpoint_on_a_bad_block_is_set_aside(
-    data: FakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: ArrayDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make(tiny_spec(), data, tmp_path)
-    trainer.stop = lambda: trainer.progress.step == 2
+    trainer.stop = lambda: signal.SIGTERM if trainer.progress.step == 2 else None
     with pytest.raises(Stopped):
         trainer.run()
     read = Path.read_bytes
@@ -270,7 +271,7 @@ class Payload:
         return os.mkdir, (str(self.path),)
 
 
-def test_a_forged_checkpoint_is_refused_and_executes_nothing(data: FakeData, tmp_path: Path) -> None:
+def test_a_forged_checkpoint_is_refused_and_executes_nothing(data: ArrayDataset, tmp_path: Path) -> None:
     folder = tmp_path / CHECKPOINTS
     folder.mkdir()
     zipped = io.BytesIO()
@@ -284,7 +285,7 @@ def test_a_forged_checkpoint_is_refused_and_executes_nothing(data: FakeData, tmp
     assert not (tmp_path / "executed").exists()
 
 
-def test_checkpoints_come_as_asked_and_only_the_newest_stay(data: FakeData, tmp_path: Path) -> None:
+def test_checkpoints_come_as_asked_and_only_the_newest_stay(data: ArrayDataset, tmp_path: Path) -> None:
     found: list[list[int]] = []
 
     def log(line: str) -> None:
@@ -292,9 +293,41 @@ def test_checkpoints_come_as_asked_and_only_the_newest_stay(data: FakeData, tmp_
             found.append([step for step, _ in list_checkpoints(tmp_path / CHECKPOINTS)])
 
     policy = CheckpointPolicy(seconds=1e9, epochs=2, keep=2)
-    pretrain(tiny_spec(epochs=7), data, tmp_path, CPU, log=log, checkpoints=policy)
+    pretrain(make_job(tiny_spec(epochs=7), data, tmp_path, log=log, checkpoints=policy))
     assert found == [[], [], [6], [6], [12, 6], [12, 6], [18, 12]]
     assert [step for step, _ in list_checkpoints(tmp_path / CHECKPOINTS)] == [21, 18]
+
+
+def as_format_2(progress: dict[str, Any]) -> dict[str, Any]:
+    """The progress as version 2 of the checkpoints wrote it."""
+    old, epoch = dict(progress), progress["epoch"]
+    del old["epoch"]
+    if epoch["embedding_std"] is None:
+        return {**old, "seconds": 1.5, "epoch_seconds": 0.5, "loss_sum": epoch["loss_sum"], "unevaluated": None}
+    record = {"epoch": len(old["history"]) + 1, "step": old["step"], "seconds": 2.5, "loss": epoch["loss_sum"] / 3}
+    record |= {name: epoch[name] for name in ("embedding_std", "effective_rank")}
+    return {**old, "seconds": 2.5, "epoch_seconds": 0.0, "loss_sum": 0.0, "unevaluated": record}
+
+
+@pytest.mark.parametrize("questions", [2, 4, 8])  # within an epoch, between two, within the second one's evaluation
+def test_checkpoints_of_format_2_are_continued(questions: int, tmp_path: Path, reference: Reference) -> None:
+    run = tmp_path / "run"
+    trainer = make(reference.spec, reference.data, run, checkpoints=CheckpointPolicy())
+    asked = iter([None] * (questions - 1) + [signal.SIGTERM])
+    trainer.stop = lambda: next(asked)
+    with pytest.raises(Stopped):
+        trainer.run()
+    ((step, path),) = list_checkpoints(run / CHECKPOINTS)
+    state = torch.load(path, weights_only=True)
+    path.unlink()
+    content = io.BytesIO()
+    torch.save({**state, "format": 2, "progress": as_format_2(state["progress"])}, content)
+    digest = sha256(content.getvalue()).hexdigest()
+    path.with_name(f"step-{step:09d}-{digest[:16]}.pt").write_bytes(content.getvalue())
+    lines: list[str] = []
+    pretrain(make_job(reference.spec, reference.data, run, log=lines.append))
+    assert any(f"at step {step} of 9" in line for line in lines)
+    reference.assert_same(run)
 
 
 # --- stops ------------------------------------------------------------------------------------------------------------
@@ -309,7 +342,7 @@ def test_stops_at_many_moments_of_one_run_change_no_bit(
     finished = False
     while not finished:
         trainer = make(reference.spec, reference.data, run, checkpoints=CheckpointPolicy())
-        asked = iter([False] * chance.randint(0, 4) + [True])
+        asked = iter([None] * chance.randint(0, 4) + [signal.SIGTERM])
         trainer.stop = lambda asked=asked: next(asked)
         before = list_checkpoints(run / CHECKPOINTS)
         try:
@@ -321,7 +354,7 @@ def test_stops_at_many_moments_of_one_run_change_no_bit(
         steps += trainer.progress.step - (before[0][0] if before else 0)
     assert steps == 9  # none is taken twice
     assert sessions >= 5
-    pretrain(reference.spec, reference.data, run, CPU, log=lambda line: None)
+    pretrain(make_job(reference.spec, reference.data, run))
     reference.assert_same(run)
 
 
@@ -329,14 +362,17 @@ def test_a_stop_within_the_evaluation_leaves_the_whole_evaluation_to_do(tmp_path
     for part in range(3):  # features of the training images, of the test images, neighbours
         run = tmp_path / str(part)
         trainer = make(reference.spec, reference.data, run, checkpoints=CheckpointPolicy())
-        questions = iter([False] * (6 - 1 + part) + [True])  # epoch 2 ends with step 6, epoch 1 has no evaluation
+        questions = iter(
+            [None] * (6 + 1 + part) + [signal.SIGTERM]
+        )  # after 6 steps and epoch 1, which has no evaluation
         trainer.stop = lambda questions=questions: next(questions)
         with pytest.raises(Stopped):
             trainer.run()
         ((step, _),) = list_checkpoints(run / CHECKPOINTS)
         state = load_checkpoint(run / CHECKPOINTS, reference.spec)
-        assert (step, len(state["progress"]["history"]), state["progress"]["unevaluated"]["epoch"]) == (6, 1, 2)
-        pretrain(reference.spec, reference.data, run, CPU, log=lambda line: None)
+        assert (step, len(state["progress"]["history"])) == (6, 1)
+        assert state["progress"]["epoch"]["effective_rank"] > 1
+        pretrain(make_job(reference.spec, reference.data, run))
         reference.assert_same(run)
 
 
@@ -347,8 +383,8 @@ def test_each_signal_stops_with_a_checkpoint(number: int, tmp_path: Path, refere
             os.kill(os.getpid(), number)
 
     with pytest.raises(Stopped, match=f"stopped by {signal.Signals(number).name} after step 3"):
-        pretrain(reference.spec, reference.data, tmp_path / "run", CPU, log=log)
-    pretrain(reference.spec, reference.data, tmp_path / "run", CPU, log=lambda line: None)
+        pretrain(make_job(reference.spec, reference.data, tmp_path / "run", log=log))
+    pretrain(make_job(reference.spec, reference.data, tmp_path / "run"))
     reference.assert_same(tmp_path / "run")
 
 
@@ -373,7 +409,7 @@ def test_too_little_memory_is_one_message_and_costs_no_checkpoint(
 ) -> None:
     """The allocator refuses in the middle of a training, at allocations that depend on how much it still gives."""
     images = make_images(1300, 1)
-    data = FakeData(pretrain=images, train=images, test=make_images(60, 2))
+    data = ArrayDataset(pretrain=images, train=images, test=make_images(60, 2))
     spec = tiny_spec(epochs=1, lr_drops=[], batch_size=640, view_size=16, eval_resize=16)
     reference = Reference(spec, tmp_path / "reference", data)
     refused = 0
@@ -405,12 +441,12 @@ def test_too_little_memory_is_one_message_and_costs_no_checkpoint(
     assert refused >= (3 if long else 1)
 
 
-def test_too_little_memory_for_the_evaluation_is_one_message(tmp_path: Path, data: FakeData) -> None:
+def test_too_little_memory_for_the_evaluation_is_one_message(tmp_path: Path, data: ArrayDataset) -> None:
     spec, log = tiny_spec("random", view_size=32, eval_resize=0, width=16), tmp_path / "log"
 
     def work() -> None:
         limit_memory(0)
-        evaluate(spec, data, tmp_path, CPU, log=lambda line: None)
+        evaluate(make_job(spec, data, tmp_path))
 
     assert wait(start(work, log)) == 1, log.read_text()
     assert re.search(rf"{spec.run}: evaluation: out of memory on cpu", log.read_text())

@@ -23,7 +23,7 @@ from conftest import ROOT, TINY
 from test_workflow import snakemake
 
 from wmse.config import load_project
-from wmse.verify import verify
+from wmse.runs.verify import verify
 
 CONFIG: dict[str, Any] = {
     "preset": "quick",

@@ -11,7 +11,7 @@ from wmse.config import RunSpec
 from wmse.datasets import SOURCES, load
 from wmse.encoder import BLOCKS
 from wmse.errors import ConfigError, DataError
-from wmse.pretrain import evaluation_due
+from wmse.training import evaluation_due
 
 PHOTO = (375, 500)  # Height and width in pixels of a typical photograph of ImageNet.
 MINIATURE = (50, 50)  # Height and width in pixels of a typical file of ImageNet in miniature.

@@ -10,8 +10,8 @@ from typing import Any
 from wmse.config import RunSpec
 from wmse.estimate.plan import image_counts, workload
 from wmse.estimate.warm_up import KNN_TEST, WarmUp
-from wmse.evaluate import RESULT
 from wmse.power import PowerMeter
+from wmse.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def estimate_runs(runs: Sequence[RunSpec], runs_folder: Path, data_root: Path, w
     for spec in runs:
         counts = image_counts(spec.benchmark, data_root)
         work = workload(spec, counts["pretrain"])
-        done = (runs_folder / spec.run / RESULT).exists()
+        done = RunFolder(runs_folder / spec.run).result.exists()
         counted = RunEstimate(spec.run.rsplit("-", 1)[0], done, **asdict(work), batch_size=spec.batch_size)
         estimates.append(counted if done else price(counted, spec, counts, warm_up))
     return estimates

@@ -22,9 +22,10 @@ from wmse.features import extract, raw_pixels
 from wmse.images import open_images
 from wmse.methods import build_encoder
 from wmse.power import PowerMeter
-from wmse.pretrain import Trainer
 from wmse.probes import knn_predict, linear_accuracy
+from wmse.runs.folder import RunFolder
 from wmse.runtime import Runtime
+from wmse.training import Job, Trainer
 
 FIRST_SIZE = 8  # A warm-up starts with this many images (or samples), to see how many it can afford.
 TIMED_SECONDS = 1.5  # The final measurement takes this long if the budget allows it.
@@ -187,8 +188,8 @@ class WarmUp:
                 part = replace(part, w_size=size, embedding=min(spec.embedding, size // 2))
             split = self.images(spec.benchmark, size)
             data = ArrayDataset(pretrain=split, train=split, test=split)
-            trainer = Trainer(part, data, self.folder, self.runtime(spec), progress_bar=False)
-            opened.callback(trainer.images.close)
+            trainer = Trainer(Job(part, data, RunFolder(self.folder), self.runtime(spec), progress_bar=False))
+            opened.callback(trainer.close)
             index = torch.arange(size)
             return lambda: trainer.step(index, index)  # the next batch is decoded meanwhile, as in training
 

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,13 +17,11 @@ import pandas as pd
 
 from wmse.config import IDENTITY, RunSpec, recipes
 from wmse.datasets import load
-from wmse.errors import ConfigError, DataError
-from wmse.files import content_digest, file_digest
+from wmse.errors import DataError
 from wmse.report.paper import METRICS
+from wmse.runs.folder import HISTORY, RESULT, RunFolder
+from wmse.runs.record import RECORD_FORMAT, Record, misfits, read_record, vouch_for_file
 
-FORMAT = 1
-MOST = 1e18  # of any number in a result: views, bytes, seconds and everything else stay far below
-RESULT, HISTORY = "result.json", "history.csv"
 BASELINES = tuple(recipes()["baselines"])  # never trained: no pretraining record, no history
 ALWAYS_MEASURED = ("epoch", "seconds", "loss")
 HISTORY_COLUMNS = (*ALWAYS_MEASURED, "knn5_top1", "embedding_std", "effective_rank")
@@ -49,6 +46,9 @@ OPTIONAL = {
     "provenance.hardware.cores": int,
     "provenance.hardware.gpu": str,
 }
+# What every trained run's `pretrain`, and every run's `provenance` hold; commit and dirty may be null.
+TRAINING_KEYS = {"epochs": int, "wall_seconds": float, "views_per_second": float}
+PROVENANCE_KEYS = {"commit": str, "dirty": bool, "versions": dict, "hardware": dict, "runtime": dict}
 REQUIRED_METRICS = ("linear_top1", "knn5_top1")
 # A reader looks at these keys first when specs of one cell differ.
 FIRST_KEYS = ("epochs", "width", "batch_size", "d")
@@ -198,36 +198,43 @@ def _of_other_data(runs: Iterable[Run], data_root: Path | None) -> dict[str, Dat
 
 
 def load_run(directory: Path) -> Run:
-    """Read and check `directory`/result.json. Raises DataError naming the file and the key that is wrong."""
-    file = directory / RESULT
-    content = _Checked(file, _read_json(file))
-    if (version := content.get("format", int)) != FORMAT:
-        raise content.error("format", f"is {version}, this version reads {FORMAT}")
-    if content.get("sha256", str) != content_digest(content.content):
-        raise content.error("sha256", "is not the digest of the rest: the file was changed after it was written")
+    """Read and check `directory`/result.json. Raises DataError naming the file and what is wrong with it."""
+    folder = RunFolder(directory)
+    record = read_record(folder.result)
+    if (version := record.get("format", int)) != RECORD_FORMAT:
+        raise record.error(f"key 'format' is {version}, this version reads {RECORD_FORMAT}")
+    for reason in misfits(record, folder=directory):
+        raise record.error(reason)
+    if HISTORY in record.files and folder.history.exists():
+        vouch_for_file(folder.history, record.files[HISTORY], RESULT)
     run = Run(
         path=directory,
-        name=content.get("run", str),
-        benchmark=content.get("benchmark", str),
-        method=content.get("method", str),
-        d=content.get("d", int, none=True),
-        seed=content.get("seed", int),
-        preset=content.get("preset", str, none=True) or "",
-        spec={**DEFAULTS, **content.get("spec", dict)},
-        spec_hash=content.get("spec_hash", str),
-        differences=_differences(content),
-        metrics=_metrics(content),
-        pretrain=_pretrain(content),
-        evaluation=content.get("evaluation", dict),
-        data_digest=content.get("data.digest", str),
-        provenance=content.get("provenance", dict),
+        name=record.get("run", str),
+        benchmark=record.get("benchmark", str),
+        method=record.get("method", str),
+        d=record.get("d", int, none=True),
+        seed=record.get("seed", int),
+        preset=record.get("preset", str, none=True) or "",
+        spec={**DEFAULTS, **record.get("spec", dict)},
+        spec_hash=record.get("spec_hash", str),
+        differences=_differences(record),
+        metrics=_metrics(record),
+        pretrain=record.get("pretrain", dict, none=record.get("method", str) in BASELINES),
+        evaluation=record.get("evaluation", dict),
+        data_digest=record.get("data.digest", str),
+        provenance=record.get("provenance", dict),
     )
-    _check_provenance(content)
+    for key, kind in TRAINING_KEYS.items() if run.pretrain is not None else ():
+        record.get(f"pretrain.{key}", kind)
+    for key, kind in PROVENANCE_KEYS.items():
+        record.get(f"provenance.{key}", kind, none=kind is not dict)
     for key, kind in OPTIONAL.items():
-        if content.has(key):
-            content.get(key, kind, none=True)
-    _check_identity(run, content)
-    _check_history(run, content)
+        record.get(key, kind, none=True, optional=True)
+    for key in ("benchmark", "method", "seed") if run.method in BASELINES else ("benchmark", "method", "seed", "d"):
+        if record.get(f"spec.{key}", object) != getattr(run, key):
+            raise record.error(f"key 'spec.{key}' does not agree with '{key}'")
+    if run.trained and run.spec["epochs"] != run.epochs:
+        raise record.error(f"key 'pretrain.epochs' is {run.epochs}, but the spec asks for {run.spec['epochs']}")
     return run
 
 
@@ -263,135 +270,25 @@ def group_runs(runs: Iterable[Run]) -> dict[Cell, list[Group]]:
     return {cell: _label_settings([_group(members) for members in groups.values()]) for cell, groups in cells.items()}
 
 
-class _Checked:
-    """Typed access to a JSON object by dotted key; every failure names the file and the key."""
-
-    def __init__(self, file: Path, content: dict[str, Any]) -> None:
-        self.file = file
-        self.content = content
-
-    def error(self, key: str, problem: str) -> DataError:
-        return DataError(f"{self.file}: key '{key}' {problem}; evaluate the run again to write the file anew")
-
-    def has(self, key: str) -> bool:
-        return self._find(key) is not _MISSING
-
-    def get(self, key: str, kind: type, none: bool = False) -> Any:
-        value = self._find(key)
-        if value is _MISSING:
-            raise self.error(key, "is missing")
-        if value is None and none:
-            return None
-        kinds = (int, float) if kind is float else (kind,)
-        if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
-            raise self.error(key, f"must be of type {kind.__name__}, not {json.dumps(value)[:60]}")
-        return value
-
-    def _find(self, key: str) -> Any:
-        value: Any = self.content
-        for part in key.split("."):
-            if not isinstance(value, dict) or part not in value:
-                return _MISSING
-            value = value[part]
-        return value
-
-
-_MISSING = object()
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(
-            file.read_text(encoding="utf-8"), parse_constant=_reject, parse_float=_number(float), parse_int=_number(int)
-        )
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{file}: cannot be read as JSON ({error}); evaluate the run again") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{file}: must hold a JSON object; evaluate the run again")
-    return content
-
-
-def _reject(text: str) -> float:
-    raise ValueError(f"it holds {text[:40]}, which is not a number of a result")
-
-
-def _number(kind: type) -> Callable[[str], float]:
-    """A parser of numbers that refuses what no run can measure, and arithmetic would overflow on."""
-
-    def parse(text: str) -> float:
-        value = kind(text) if len(text) < 40 else math.inf
-        return value if abs(value) < MOST else _reject(text)
-
-    return parse
-
-
-def _differences(content: _Checked) -> dict[str, dict[str, Any]] | None:
-    differences = content.get("paper_differences", dict, none=True)
+def _differences(record: Record) -> dict[str, dict[str, Any]] | None:
+    differences = record.get("paper_differences", dict, none=True)
     for name, item in (differences or {}).items():
         if not isinstance(item, dict) or not {"run", "paper"} <= item.keys():
-            raise content.error(f"paper_differences.{name}", "must hold 'run' and 'paper'")
+            raise record.error(f"key 'paper_differences.{name}' must hold 'run' and 'paper'")
     return differences
 
 
-def _metrics(content: _Checked) -> dict[str, float]:
+def _metrics(record: Record) -> dict[str, float]:
     metrics = {}
-    content.get("metrics", dict)
+    given = record.get("metrics", dict)
     for name in METRICS:
-        if name not in REQUIRED_METRICS and content.content["metrics"].get(name) is None:
+        if name not in REQUIRED_METRICS and given.get(name) is None:
             continue  # top-5 says nothing about a data set of at most five classes
-        value = float(content.get(f"metrics.{name}", float))
-        if not (math.isfinite(value) and 0 <= value <= 100):
-            raise content.error(f"metrics.{name}", f"must be a percentage, not {value}")
+        value = float(record.get(f"metrics.{name}", float))
+        if not 0 <= value <= 100:
+            raise record.error(f"key 'metrics.{name}' must be a percentage, not {value}")
         metrics[name] = value
     return metrics
-
-
-def _pretrain(content: _Checked) -> dict[str, Any] | None:
-    pretrain = content.get("pretrain", dict, none=content.get("method", str) in BASELINES)
-    if pretrain is not None:
-        timed = content.get("pretrain.epochs", int) > 0
-        for key in ("wall_seconds", "views_per_second"):
-            if timed or key in pretrain:
-                content.get(f"pretrain.{key}", float, none=not timed)
-    return pretrain
-
-
-def _check_provenance(content: _Checked) -> None:
-    content.get("provenance.commit", str, none=True)
-    content.get("provenance.dirty", bool, none=True)
-    for key in ("versions", "hardware", "runtime"):
-        content.get(f"provenance.{key}", dict)
-
-
-def _check_identity(run: Run, content: _Checked) -> None:
-    """Directory name, seed, hash and spec must tell the same story: a renamed or copied-over run is refused."""
-    if not re.fullmatch(r"[0-9a-f]{64}", run.spec_hash):
-        raise content.error("spec_hash", "must be 64 hexadecimal digits")
-    try:
-        spec_hash = RunSpec.from_dict(content.content["spec"], runnable=False).hash
-    except ConfigError as error:
-        raise content.error("spec", f"is no specification of this version ({error})") from None
-    if run.spec_hash != spec_hash:
-        raise content.error("spec_hash", f"is {run.spec_hash[:8]}..., but the hash of 'spec' is {spec_hash[:8]}...")
-    expected = f"seed{run.seed}-{run.spec_hash[:8]}"
-    if run.path.name != expected:
-        raise content.error("spec_hash", f"and 'seed' belong to a directory named {expected}, not {run.path.name}")
-    if run.name.rsplit("/", 1)[-1] != expected:
-        raise content.error("run", f"is {run.name}, which does not end in {expected}")
-    for key in ("benchmark", "method", "seed", *(() if run.method in BASELINES else ("d",))):
-        if content.get(f"spec.{key}", object) != content.content[key]:
-            raise content.error(f"spec.{key}", f"does not agree with '{key}'")
-    if "variant" in run.spec:
-        content.get("spec.variant", str)
-    if run.trained and content.content["spec"].get("epochs", run.epochs) != run.epochs:
-        raise content.error("pretrain.epochs", f"is {run.epochs}, but the spec asks for {run.spec['epochs']}")
-
-
-def _check_history(run: Run, content: _Checked) -> None:
-    file = run.path / HISTORY
-    expected = content.get("files", dict).get(HISTORY)
-    if expected and file.exists() and expected != f"sha256:{file_digest(file)}":
-        raise DataError(f"{file}: is not the history that {RESULT} was made with; remove it and train the run again")
 
 
 def _group(runs: list[Run]) -> Group:

@@ -17,14 +17,12 @@ def learning_rate(spec: RunSpec, step: int, steps_per_epoch: int) -> float:
     As in the authors' code: step s of the warm-up uses (s + 1) / warmup of the rate, and drops happen between epochs.
     """
     warmup = spec.warmup_epochs * steps_per_epoch or spec.warmup_iterations
+    if step < warmup:  # the authors' warm-up sets the rate itself, whatever the drops
+        return spec.lr * (step + 1) / warmup
     if spec.schedule == "cosine":
-        if step < warmup:
-            return spec.lr * (step + 1) / warmup
         progress = (step - warmup) / max(spec.epochs * steps_per_epoch - warmup, 1)
         return spec.lr * (1 + math.cos(math.pi * progress)) / 2
     epoch = step // steps_per_epoch
-    if step < warmup:  # the authors' warm-up sets the rate itself, whatever the drops
-        return spec.lr * (step + 1) / warmup
     return spec.lr * spec.lr_drop_factor ** sum(epoch >= spec.epochs - drop for drop in spec.lr_drops)
 
 

@@ -1,0 +1,43 @@
+"""One run to be trained or evaluated: everything that the stages are told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from wmse.config import RunSpec
+from wmse.datasets import Prepared
+from wmse.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from wmse.runtime import Runtime
+
+
+@dataclass(frozen=True)
+class CheckpointPolicy:
+    """When checkpoints are written, every so many seconds or (if given) epochs, and how many of them stay."""
+
+    seconds: float = 600
+    epochs: int | None = None
+    keep: int = 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run with its data, its folder and the way it is computed.
+
+    Attributes:
+        preset: noted in the records.
+        log: gets lines of text, among them one an epoch.
+        progress_bar: None shows one on a terminal only.
+    """
+
+    spec: RunSpec
+    data: Prepared
+    folder: RunFolder
+    runtime: Runtime
+    preset: str = ""
+    checkpoints: CheckpointPolicy = CheckpointPolicy()
+    log: Callable[[str], None] = print
+    progress_bar: bool | None = None

@@ -1,0 +1,117 @@
+"""Whether what lies on disk is still what was written: data, checkpoints, encoders, histories and result files."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wmse.datasets import SOURCES, Source, load
+from wmse.datasets.build import placed_raw, verify_raw
+from wmse.datasets.prepared import MANIFEST, prepared_folder
+from wmse.errors import DataError, explain
+from wmse.files import file_digest
+from wmse.runs.folder import CHECKPOINT_NAME, ENCODER, PRETRAINED, RESULT, RunFolder
+from wmse.runs.record import WRITE_AGAIN, misfits, read_record, vouch_for_file
+
+
+@dataclass
+class Findings:
+    """What was looked at, by kind, and what is wrong with it: a line each that names the file and what to do."""
+
+    checked: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """`no problem in 2 prepared data, 12 encoder.safetensors`."""
+        things = ", ".join(f"{number} {kind}" for kind, number in self.checked.items()) or "nothing: nothing is there"
+        count = len(self.problems)
+        return f"{count or 'no'} problem{'s' if count > 1 else ''} in {things}"
+
+
+def verify(run_dirs: Sequence[Path], data_root: Path, results: Path, progress: bool | None = None) -> Findings:
+    """Hash the data in `data_root` and `run_dirs` (none: all below `results`) again; no file is read as a whole.
+
+    `progress` shows a bar (None: on a terminal only). Raises DataError if one of `run_dirs` is no folder.
+    """
+    from tqdm import tqdm
+
+    for folder in run_dirs:
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder; name directories of runs, such as {results}/runs/*/*/*")
+    folders = list(run_dirs) or sorted(path for path in (results / "runs").glob("*/*/*") if path.is_dir())
+    sources = [source for name, source in SOURCES.items() if (data_root / name).is_dir()]
+    findings = Findings()
+    digests: dict[str, str] = {}
+    bar = tqdm(total=len(sources) + len(folders), disable=not (sys.stderr.isatty() if progress is None else progress))
+    with bar:
+        for source in sources:
+            bar.set_description(source.name)
+            _verify_data(source, data_root, digests, findings)
+            bar.update()
+        for folder in folders:
+            bar.set_description("/".join(folder.parts[-3:]))
+            _verify_run(RunFolder(folder), digests, findings)
+            bar.update()
+    return findings
+
+
+def _verify_data(source: Source, data_root: Path, digests: dict[str, str], findings: Findings) -> None:
+    """Every archive or folder that was placed or downloaded, where its digests are published; the prepared form."""
+    for path, archive in placed_raw(source, data_root / source.name / "raw"):
+        if archive.digest if path.is_file() else any(archive.files.values()):
+            findings.checked["raw data"] += 1
+            _attempt(findings, verify_raw, path, archive)
+    if (prepared_folder(source, data_root) / MANIFEST).exists():
+        findings.checked["prepared data"] += 1
+        if prepared := _attempt(findings, load, source.name, data_root, verify=True):
+            digests[source.name] = prepared.digest
+
+
+def _attempt(findings: Findings, check: Any, *arguments: Any, **options: Any) -> Any:
+    """The result of a check that raises DataError, or None and a problem more."""
+    try:
+        return check(*arguments, **options)
+    except DataError as error:
+        findings.problems.append(str(error))
+    except OSError as error:
+        findings.problems.append(explain(error))
+    return None
+
+
+def _verify_run(folder: RunFolder, digests: Mapping[str, str], findings: Findings) -> None:
+    for path in sorted(folder.checkpoints.glob("*.pt")):
+        findings.checked["checkpoints"] += 1
+        named, digest = CHECKPOINT_NAME.fullmatch(path.name), _attempt(findings, file_digest, path)
+        if digest and not (named and digest.startswith(named[2])):
+            findings.problems.append(f"{path}: is not what its name says: remove it, an older one will do")
+    vouched: dict[str, str] = {}
+    for path in (folder.pretrained, folder.result):
+        if not path.exists():
+            continue
+        findings.checked[path.name] += 1
+        files = _attempt(findings, _verify_record, path, digests, findings)
+        if files is None:
+            continue
+        if files.get(ENCODER) != vouched.get(ENCODER, files.get(ENCODER)):
+            problem = f"was computed with another encoder than {PRETRAINED} describes"
+            findings.problems.append(f"{path}: {problem}: {WRITE_AGAIN[path.name]}")
+        vouched = files | vouched
+    trained = folder.pretrained.exists()
+    for name, digest in sorted(vouched.items()):
+        path = folder.path / name
+        if path.exists():
+            findings.checked[name] += 1
+            _attempt(findings, vouch_for_file, path, digest, PRETRAINED if trained else RESULT)
+        elif trained:  # else these are results alone, copied without the encoders
+            findings.problems.append(f"{path}: is missing: run `snakemake --cores all` (or `wmse pretrain`)")
+
+
+def _verify_record(path: Path, digests: Mapping[str, str], findings: Findings) -> dict[str, str] | None:
+    """The digests that a record holds of other files; None if it was changed, so that it vouches for nothing."""
+    record = read_record(path)
+    findings.problems += [str(record.error(reason)) for reason in misfits(record, folder=path.parent, data=digests)]
+    return record.files if record.sealed else None

@@ -1,0 +1,278 @@
+"""The pretraining of a run: epochs of steps, each followed by its record and, where one is due, an evaluation."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from wmse.config import RunSpec
+from wmse.datasets import SOURCES
+from wmse.encoder import save_encoder
+from wmse.errors import CheckpointError, ConfigError, TrainingError
+from wmse.features import extract
+from wmse.files import digests, exclusive_lock, remove_temporaries, write_text
+from wmse.images import open_images
+from wmse.methods import StepOutput, build_method
+from wmse.probes import embedding_spread, knn_accuracy
+from wmse.provenance import peak_memory_bytes, provenance
+from wmse.runs.folder import ENCODER, HISTORY
+from wmse.runs.job import Job
+from wmse.runs.record import write_record
+from wmse.runtime import out_of_memory
+from wmse.streams import stream, stream_seed
+from wmse.training.checkpoint import load_checkpoint, save_checkpoint
+from wmse.training.events import EventFile
+from wmse.training.guard import StepGuard
+from wmse.training.history import EpochRecord, EpochSoFar, Progress, history_csv
+from wmse.training.optim import build_optimizer, learning_rate
+from wmse.training.signals import Stopped, stop_on_signals
+
+TRAINING_MEMORY = (
+    "Its checkpoints are kept: the same command goes on from them where there is more memory. `precision: bf16` or a "
+    "smaller batch_size under `parameters` need less, but make another run; and a smaller batch, which must be a "
+    "multiple of w_size, changes the paper's method: its batch norm, its recipe, SimCLR's negatives"
+)
+NEARLY_COLLAPSED = 0.05  # A smaller spread of the embeddings deserves a warning; the recipes' runs keep above 0.7.
+LOG_EVERY = 20  # Steps between updates of the progress bar: reading the loss makes the host wait for the device.
+
+
+def pretrain(job: Job) -> None:
+    """Train a run in its folder: encoder.safetensors, history.csv, pretrain.json, TensorBoard events.
+
+    SIGTERM, SIGINT and SIGUSR1 end it after the current step, or part of an evaluation, with a checkpoint (`Stopped`).
+    """
+    spec, folder = job.spec, job.folder
+    trainer: Trainer | None = None
+
+    def where() -> str:
+        return f"{spec.run}: step {trainer.progress.step}" if trainer else f"{spec.run}: before the first step"
+
+    with (
+        exclusive_lock(folder.lock, f"wmse pretrain {spec.run}", TrainingError),
+        stop_on_signals() as received,
+        out_of_memory(where, job.runtime.device, TRAINING_MEMORY),
+    ):
+        for target in (folder.checkpoints / "step-*", folder.history, folder.encoder, folder.pretrained):
+            remove_temporaries(target)
+        trainer = Trainer(job, stop=lambda: received[0] if received else None)
+        steps = spec.epochs * trainer.steps_per_epoch
+        job.log(f"{spec.run}: {steps} steps of {spec.d} x {spec.batch_size} views on {job.runtime.describe()}")
+        with contextlib.closing(trainer):
+            history = trainer.run()
+        write_text(folder.history, history_csv(history))
+        save_encoder(folder.encoder, trainer.method.encoder, spec, job.data.digest)
+        content = {
+            "pretrain": trainer.progress.summary(),
+            "provenance": provenance(job.runtime.describe()),
+            "files": digests(folder.path, ENCODER, HISTORY),
+        }
+        write_record(folder.pretrained, job, content)
+
+
+class Trainer:
+    """One run of one method on one benchmark.
+
+    Args:
+        stop: asked after every step and epoch and between the parts of an evaluation; the number of a signal writes a
+            checkpoint and raises `Stopped`.
+    """
+
+    def __init__(self, job: Job, stop: Callable[[], int | None] = lambda: None) -> None:
+        self.job, self.stop = job, stop
+        spec, device, source = job.spec, job.runtime.device, SOURCES[job.spec.benchmark]
+        self.images = open_images(job.data["pretrain"], source, spec, device)
+        self.steps_per_epoch = len(self.images) // spec.batch_size  # the last partial batch is dropped
+        if not self.steps_per_epoch:
+            raise ConfigError(f"{spec.cell}: batch_size ({spec.batch_size}) exceeds the {len(self.images)} images")
+        self.method = job.runtime.place(build_method(spec, stream_seed(spec.seed, "weights")))
+        self.optimizer = build_optimizer(spec, self.method)
+        self.guard = StepGuard(spec, self.steps_per_epoch, self.method)
+        self.probe = [
+            (open_images(job.data[name], source, spec, device), torch.from_numpy(job.data[name].labels).to(device))
+            for name in ("train", "test")
+        ]
+        if job.runtime.compile:
+            self.method.encoder.compile()  # in place: the names of the parameters stay
+        self.progress = Progress()
+
+    def run(self) -> list[EpochRecord]:
+        """Train to the end (from the checkpoint, if there is one); returns the history."""
+        self._restore()
+        self.saved_at = time.monotonic()
+        spec, progress, steps = self.job.spec, self.progress, self.steps_per_epoch
+        # Events after the checkpoint belong to steps that are now repeated.
+        board = EventFile(self.job.folder.tensorboard, progress.step or None, self._say)
+        with self._bar() as bar:
+            for epoch in range(len(progress.history), spec.epochs):
+                order = torch.randperm(len(self.images), generator=stream(spec.seed, "order", epoch))
+                batches = order[: steps * spec.batch_size].split(spec.batch_size)
+                started = time.perf_counter() - progress.epoch.seconds
+                for step in range(progress.step, (epoch + 1) * steps):
+                    i = step - epoch * steps
+                    output = self.step(batches[i], *batches[i + 1 : i + 2])
+                    progress.epoch.loss_sum += output.loss.detach().double()
+                    if i + 1 == steps:
+                        self._measure(output)
+                    progress.epoch.seconds = time.perf_counter() - started
+                    self._show(bar, epoch, i)
+                    self._pause()
+                self._finish_epoch(board)
+                self._pause()
+        self.save()
+        return progress.history
+
+    def close(self) -> None:
+        """End the threads that decode images."""
+        for images in (self.images, *(images for images, _ in self.probe)):
+            images.close()
+
+    def step(self, index: Tensor, following: Tensor | None = None) -> StepOutput:
+        """One optimiser step on the images `index` (N,), while those of the `following` step are fetched."""
+        spec, runtime, step = self.job.spec, self.job.runtime, self.progress.step
+        views = self.images.views(index, spec.d, spec.seed, step)
+        if following is not None:
+            self.images.prefetch(following)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(spec, step, self.steps_per_epoch)
+        self.method.train()
+        with runtime.autocast():
+            output = self.method([runtime.batch(view) for view in views], stream(spec.seed, "slices", step))
+        self.optimizer.zero_grad(set_to_none=True)
+        output.loss.backward()
+        self.guard.check(step, output)
+        self.optimizer.step()
+        self.method.after_step(step // self.steps_per_epoch / spec.epochs)
+        self.progress.step += 1
+        return output
+
+    # --- epochs -------------------------------------------------------------------------------------------------------
+
+    def _measure(self, output: StepOutput) -> None:
+        """How far the embeddings of an epoch's last step are from collapse."""
+        self.guard.flush()  # so that they are finite
+        spread, rank = embedding_spread(output.embeddings[0])
+        self.progress.epoch.embedding_std, self.progress.epoch.effective_rank = spread.item(), rank.item()
+
+    def _finish_epoch(self, board: EventFile) -> None:
+        """Evaluate if it is due, and add a line to every record; a stop in the evaluation leaves all of this to do."""
+        spec, progress, done = self.job.spec, self.progress, self.progress.epoch
+        epoch, views = len(progress.history) + 1, self.steps_per_epoch * spec.batch_size * spec.d
+        before = progress.history[-1].seconds if progress.history else 0.0
+        record = EpochRecord(
+            epoch=epoch,
+            step=progress.step,
+            views=epoch * views,
+            seconds=round(before + done.seconds, 3),
+            loss=float(done.loss_sum) / self.steps_per_epoch,
+            lr=learning_rate(spec, progress.step - 1, self.steps_per_epoch),
+            views_per_second=round(views / done.seconds, 1),
+            embedding_std=done.embedding_std,
+            effective_rank=done.effective_rank,
+            knn5_top1=self.knn() if evaluation_due(spec, epoch) else None,
+            peak_memory_mb=round(peak_memory_bytes(self.job.runtime.device.type) / 2**20, 1),
+        )
+        progress.history.append(record)
+        progress.epoch = EpochSoFar()
+        write_text(self.job.folder.history, history_csv(progress.history))
+        scalars = {key: value for key, value in asdict(record).items() if key not in ("epoch", "step")}
+        board.add_scalars({key: value for key, value in scalars.items() if value is not None}, record.step)
+        self._say(record.describe(spec.epochs))
+        if record.embedding_std < NEARLY_COLLAPSED and not self.method.collapse_expected:
+            self._say(
+                f"warning: {spec.run}: the embeddings have nearly collapsed, with a spread of "
+                f"{record.embedding_std:.1e} (1 is isotropic, 0 a single point). If it does not recover, lower lr or "
+                "lengthen the warm-up"
+            )
+
+    def knn(self) -> float:
+        """5-nn accuracy of the encoder as it is now, in percent."""
+        (train, train_labels), (test, test_labels) = self.probe
+        runtime, ask = self.job.runtime, self._stop_if_asked
+        train_features = extract(self.method.encoder, train, runtime, ask)
+        test_features = extract(self.method.encoder, test, runtime, ask)
+        return knn_accuracy(train_features, train_labels, test_features, test_labels, self.job.spec.knn_k, between=ask)
+
+    # --- progress bar -------------------------------------------------------------------------------------------------
+
+    def _bar(self) -> tqdm:
+        wanted = sys.stderr.isatty() if self.job.progress_bar is None else self.job.progress_bar
+        total = self.job.spec.epochs * self.steps_per_epoch
+        return tqdm(total=total, initial=self.progress.step, unit="step", disable=not wanted, dynamic_ncols=True)
+
+    def _show(self, bar: tqdm, epoch: int, i: int) -> None:
+        if bar.disable or (i % LOG_EVERY and i + 1 < self.steps_per_epoch):
+            return
+        spec, so_far = self.job.spec, self.progress.epoch
+        rate = (i + 1) * spec.batch_size * spec.d / so_far.seconds
+        bar.set_description(f"{spec.cell} epoch {epoch + 1}/{spec.epochs}", refresh=False)
+        bar.set_postfix_str(f"loss {float(so_far.loss_sum) / (i + 1):.4f}, {rate:.0f} views/s", refresh=False)
+        bar.update(self.progress.step - bar.n)
+
+    def _say(self, line: str) -> None:
+        with tqdm.external_write_mode():  # a line between two states of the bar
+            self.job.log(line)
+
+    # --- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _pause(self) -> None:
+        """Between two steps or epochs: stop if asked to, or write a checkpoint if it is time."""
+        self._stop_if_asked()
+        policy, finished = self.job.checkpoints, len(self.progress.history)
+        between_epochs = self.progress.step == finished * self.steps_per_epoch
+        by_epoch = policy.epochs is not None and between_epochs and finished % policy.epochs == 0
+        if by_epoch or time.monotonic() - self.saved_at > policy.seconds:
+            self.save()
+
+    def _stop_if_asked(self) -> None:
+        if number := self.stop():
+            self.save()
+            raise Stopped(self.progress.step, number)
+
+    def save(self) -> None:
+        """Write the whole state; never one whose last step was not checked, or in which a number is not finite."""
+        self.guard.check_state(self.progress.step)
+        self.progress.epoch.loss_sum = float(self.progress.epoch.loss_sum)  # a plain number fits any device
+        state = {
+            "precision": self.job.runtime.precision,
+            "data": self.job.data.digest,
+            "method": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": asdict(self.progress),
+        }
+        folder, keep = self.job.folder.checkpoints, self.job.checkpoints.keep
+        save_checkpoint(folder, self.job.spec, self.progress.step, state, keep)
+        self.saved_at = time.monotonic()
+
+    def _restore(self) -> None:
+        job, folder = self.job, self.job.folder.checkpoints
+        state = load_checkpoint(folder, job.spec, job.log)
+        if state is None:
+            return
+        precision = "set `precision` to that value under `parameters`, or remove them"
+        for key, now, advice in (
+            ("precision", job.runtime.precision, precision),
+            ("data", job.data.digest, "prepare the same data again, or remove them"),
+        ):
+            if state[key] != now:
+                raise CheckpointError(f"{folder}: were made with {key} {state[key]}, this is {now}: {advice}")
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress.restored(state["progress"])
+        if len(self.progress.history) < job.spec.epochs:
+            self.progress.resumed += 1
+            steps = job.spec.epochs * self.steps_per_epoch
+            job.log(f"continuing {job.spec.run} at step {self.progress.step} of {steps}")
+
+
+def evaluation_due(spec: RunSpec, epoch: int) -> bool:
+    """Whether the 5-nn accuracy is taken after this epoch (1, 2, ...): more often after the first drop of the rate."""
+    final = spec.lr_drops[0] if spec.lr_drops else 0
+    every = spec.eval_every_final if epoch > spec.epochs - final else spec.eval_every
+    return epoch % every == 0 or epoch == spec.epochs
