@@ -141,7 +141,7 @@ def apptainer_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, st
 def shared_runs() -> list[RunSpec]:
     """The runs of the shared configuration."""
     given = {key: json.loads(value) for key, value in (entry.split("=", 1) for entry in SHARED[2:])}
-    return load_project(ROOT, {**read_yaml(ROOT / "config.yaml"), **given}).runs
+    return load_project({**read_yaml(ROOT / "config.yaml"), **given}).runs
 
 
 def results(folder: Path) -> dict[str, dict[str, Any]]:

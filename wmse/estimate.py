@@ -77,15 +77,6 @@ def image_counts(benchmark: str, data_root: Path) -> dict[str, int]:
 
 # --- which runs cost the same -----------------------------------------------------------------------------------------
 
-# Everything else may change what a step costs; a parameter that is added later gets a warm-up of its own by itself.
-SAME_STEP: dict[str, Any] = {
-    **dict.fromkeys(("benchmark", "variant"), ""),
-    **dict.fromkeys(("seed", "epochs", "warmup_iterations", "warmup_epochs", "eval_resize"), 0),
-    **dict.fromkeys(("lr", "momentum", "weight_decay", "lr_drop_factor", "temperature", "target_decay"), 0.0),
-    **{"schedule": "", "lr_drops": (), "normalize": True, "eval_every": 1, "eval_every_final": 1, "knn_k": 1},
-    **{"probe_epochs": 1, "probe_batch_size": 1, "probe_lr": (0.0, 0.0), "probe_weight_decay": 0.0},
-}
-
 
 def image_shape(benchmark: str) -> tuple[int, int]:
     """Height and width of the benchmark's images; where they vary, those of a typical one."""
@@ -97,8 +88,7 @@ def image_shape(benchmark: str) -> tuple[int, int]:
 
 def step_key(spec: RunSpec) -> Hashable:
     """Equal for runs whose training steps cost the same."""
-    same = replace(spec, whitening=spec.resolved_whitening, **SAME_STEP)
-    return same, image_shape(spec.benchmark), SOURCES[spec.benchmark].streamed
+    return spec.same_step(), image_shape(spec.benchmark), SOURCES[spec.benchmark].streamed
 
 
 def extraction_key(spec: RunSpec) -> Hashable:

@@ -112,7 +112,7 @@ def test_after_a_kill_the_same_command_goes_on_and_before_it_a_second_one_is_ref
     tmp_path: Path, counts: Counter[str]
 ) -> None:
     folder = project(tmp_path, epochs=3)
-    run = load_project(ROOT, yaml.safe_load((folder / "config.yaml").read_text())).runs[0].run
+    run = load_project(yaml.safe_load((folder / "config.yaml").read_text())).runs[0].run
     result = f"results/runs/{run}/result.json"
     with running(folder, result) as process:
         wait_for_a_checkpoint(folder, process)

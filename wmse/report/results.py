@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wmse.config import IDENTITY, RunSpec, recipes
+from wmse.config import IDENTITY, RunSpec, baselines
 from wmse.datasets import load
 from wmse.errors import ConfigError, DataError
 from wmse.files import content_digest, file_digest
@@ -25,7 +25,7 @@ from wmse.report.paper import METRICS
 FORMAT = 1
 MOST = 1e18  # of any number in a result: views, bytes, seconds and everything else stay far below
 RESULT, HISTORY = "result.json", "history.csv"
-BASELINES = tuple(recipes()["baselines"])  # never trained: no pretraining record, no history
+BASELINES = baselines()  # never trained: no pretraining record, no history
 HISTORY_COLUMNS = ("epoch", "seconds", "loss", "knn5_top1", "embedding_std", "effective_rank")
 # A result that is older than a parameter was computed with what is now the parameter's default.
 DEFAULTS: dict[str, Any] = {
