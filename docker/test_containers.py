@@ -323,7 +323,7 @@ def test_docker_stop_writes_a_checkpoint_and_the_next_run_goes_on(tmp_path: Path
     assert "epoch 2/30" in wait_for(lambda: log(first), "epoch 2/30", 90), log(first)
     second = in_docker(folder, *long)
     assert second.returncode == 1
-    assert "another container is working in this results folder" in second.stderr
+    assert "results: at work here is snakemake" in second.stderr
     before = time.monotonic()
     docker("stop", "--time", "30", first)
     assert time.monotonic() - before < 20

@@ -272,7 +272,7 @@ def test_two_processes_cannot_train_the_same_run(data: FakeData, tmp_path: Path)
         [
             sys.executable,
             "-c",
-            "import sys, time\nfrom pathlib import Path\nfrom wmse.files import exclusive_lock\n"
+            "import sys, time\nfrom pathlib import Path\nfrom wmse.locks import exclusive_lock\n"
             "with exclusive_lock(Path(sys.argv[1]), 'the other one'):\n"
             "    print('held', flush=True)\n    time.sleep(60)",
             str(tmp_path / ".lock"),

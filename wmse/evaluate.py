@@ -16,8 +16,9 @@ from wmse.config import RunSpec, paper_differences
 from wmse.datasets import SOURCES, Prepared
 from wmse.errors import CheckpointError
 from wmse.features import extract, raw_pixels
-from wmse.files import content_digest, exclusive_lock, file_digest, write_sealed_json
+from wmse.files import content_digest, file_digest, write_sealed_json
 from wmse.images import open_images
+from wmse.locks import exclusive_lock
 from wmse.methods import build_encoder
 from wmse.pretrain import PRETRAINED
 from wmse.probes import knn_accuracy, linear_accuracy

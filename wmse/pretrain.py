@@ -37,8 +37,9 @@ from wmse.datasets import SOURCES, Prepared
 from wmse.errors import CheckpointError, ConfigError, TrainingError
 from wmse.events import EventFile
 from wmse.features import extract
-from wmse.files import digests, exclusive_lock, remove_temporaries, write_sealed_json, write_text
+from wmse.files import digests, remove_temporaries, write_sealed_json, write_text
 from wmse.images import open_images
+from wmse.locks import exclusive_lock
 from wmse.methods import Method, StepOutput, build_method
 from wmse.optim import build_optimizer, learning_rate
 from wmse.probes import embedding_spread, knn_accuracy

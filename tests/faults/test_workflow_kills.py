@@ -120,6 +120,8 @@ def test_after_a_kill_the_same_command_goes_on_and_before_it_a_second_one_is_ref
         second = snakemake(folder, result)
         assert second.returncode != 0
         assert re.search(rf"results: at work here is snakemake .* \(pid {process.pid} on \S+\)", second.stderr)
+        assert snakemake(folder, "--dry-run", "--config", "results=other").returncode == 0
+        assert list((folder / ".snakemake/locks").iterdir())  # of the live run, whatever results others look at
         send(process, signal.SIGKILL)
         counts["kills"] += 1
         counts["faults"] += 1
