@@ -819,7 +819,7 @@ FLAGS = [
     *("--watts", "--seconds", "--json", "--spec", "--out", "--log", "--only", "--jobs", "--results", "--quiet"),
     *("--no-download", "--no-progress", "--help", "--version"),
 ]
-COMMANDS = ["prepare", "runs", "estimate", "pretrain", "evaluate", "report", "dag", "selfcheck", "verify"]
+COMMANDS = ["prepare", "init", "runs", "estimate", "pretrain", "evaluate", "report", "dag", "selfcheck", "verify"]
 ARGUMENTS = st.one_of(
     st.sampled_from(
         [".", "nowhere", "file", "folder", "/dev/full", "cifar10", "cifar10/wmse-2/seed0", "cpu", "quick", "tables"]
@@ -846,8 +846,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("x")
     (tmp_path / "folder").mkdir()
-    for name in ("config.yaml", "workflow"):
-        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "config.yaml").symlink_to(ROOT / "config.yaml")
 
     def check(arguments: list[str]) -> None:
         def act() -> int | None:

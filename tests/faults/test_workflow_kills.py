@@ -200,7 +200,6 @@ def test_one_run_at_a_time_works_in_a_results_folder_and_looking_is_free(tmp_pat
         for stage in ("pretrain", "evaluate"):
             by_hand = [sys.executable, "-m", "wmse", stage, f"fashion_mnist/wmse-2/{run.name}", "--root", str(folder)]
             environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-            (folder / "workflow").exists() or (folder / "workflow").symlink_to(ROOT / "workflow")
             done = subprocess.run(by_hand, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
             assert done.returncode == 1, done.stdout + done.stderr
             assert re.search(r"\.lock is locked by wmse pretrain \S+ \(pid \d+ on \S+\): wait for it", done.stderr)
