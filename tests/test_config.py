@@ -220,7 +220,7 @@ def test_the_configuration_needs_no_data_set_parser_and_no_heavy_package() -> No
 
 def test_two_experiments_cannot_have_a_variant_of_the_same_name() -> None:
     blocks = {"one": {"variants": {"long": {"epochs": 9}}}, "two": {"variants": {"short": {}, "long": {"epochs": 8}}}}
-    with pytest.raises(ConfigError, match="variant 'long' is defined by 'one' and again by 'two'"):
+    with pytest.raises(ConfigError, match="'two' is not the first with a variant 'long'"):
         merge_variants(blocks)
     del blocks["two"]["variants"]["long"]
     assert merge_variants(blocks) == {"long": {"epochs": 9}, "short": {}}

@@ -17,18 +17,6 @@ from wmse.errors import ConfigError, WmseError
 from wmse.locks import lock_holder, take_lock
 
 TEMPLATE = Path(__file__).parent / "template"  # Links to config.yaml and workflow/ of the source; copies in a wheel.
-# What decides which rules there are, and where they read and write.
-RULE_KEYS = (
-    "preset",
-    "results",
-    "data_root",
-    "experiments",
-    "benchmarks",
-    "methods",
-    "seeds",
-    "parameters",
-    "variants",
-)
 
 
 # --- a folder to work in ----------------------------------------------------------------------------------------------
@@ -40,53 +28,37 @@ def init_folder(folder: Path) -> list[Path]:
     Raises:
         ConfigError: one of them is there already; then nothing is written.
     """
-    targets = [folder / source.name for source in sorted(TEMPLATE.iterdir())]
-    for target in targets:
-        if target.exists() or target.is_symlink():
+    config, workflow = folder / "config.yaml", folder / "workflow"
+    for target in (config, workflow):
+        if os.path.lexists(target):
             raise ConfigError(f"{target}: exists already and stays as it is; nothing was written")
-    folder.mkdir(parents=True, exist_ok=True)
-    for target in targets:
-        source = TEMPLATE / target.name
-        if source.is_dir():
-            shutil.copytree(source, target, copy_function=shutil.copyfile)
-        else:
-            shutil.copyfile(source, target)
-    return targets
+    shutil.copytree(TEMPLATE / "workflow", workflow, copy_function=shutil.copyfile)
+    shutil.copyfile(TEMPLATE / "config.yaml", config)
+    return [config, workflow]
 
 
 # Snakemake's own lock files in .snakemake/locks outlive a killed Snakemake. The kernel releases these two when the
 # process ends, and so they tell a run that goes on from one that was killed.
-
-
-def _results_lock(results: str) -> Path:
-    return Path(results) / ".snakemake.lock"
-
-
-def _working_lock(folder: Path) -> Path:
-    return folder / ".snakemake" / "wmse.lock"
+RESULTS_LOCK = ".snakemake.lock"  # in the folder of the results, which one Snakemake works on
+WORKING_LOCK = ".snakemake/wmse.lock"  # in the working folder, where several may work on different results
 
 
 def hold_folders(results: str, command: Sequence[str], folder: Path = Path()) -> list[IO[str]]:
-    """Let nobody else run jobs for the results folder, from whatever working folder, while the files are open.
-
-    Several may work in one working folder `folder`, for different results.
+    """Let nobody else run jobs for the results, from whatever working folder, as long as the files stay open.
 
     Raises:
-        WmseError: somebody is at work here; the message names who.
+        WmseError: somebody is at work on them; the message names who.
     """
     name = shlex.join(command)
-    return [take_lock(_results_lock(results), name), take_lock(_working_lock(folder), name, shared=True)]
+    return [take_lock(Path(results) / RESULTS_LOCK, name), take_lock(folder / WORKING_LOCK, name, shared=True)]
 
 
 def forget_killed_run(results: str, warn: Callable[[str], None], folder: Path = Path()) -> None:
-    """Remove the lock files that a killed Snakemake left in the working folder; or warn who is at work on the results.
-
-    Nothing is removed while anybody works in this folder, also for other results.
-    """
-    locks = folder / ".snakemake" / "locks"
-    if holder := lock_holder(_results_lock(results)):
+    """Remove the lock files of a killed Snakemake from the working folder, unless anybody is at work in it."""
+    locks = folder / ".snakemake/locks"
+    if holder := lock_holder(Path(results) / RESULTS_LOCK):
         warn(f"{results}: at work here is {holder}")
-    elif any(locks.glob("*")) and lock_holder(_working_lock(folder)) is None:
+    elif any(locks.glob("*")) and lock_holder(folder / WORKING_LOCK) is None:
         warn(f"{results}: the last run here was killed; going on from where it was")
         shutil.rmtree(locks, ignore_errors=True)
 
@@ -114,11 +86,7 @@ def outside_folders(project: Path, results: str, data_root: str, benchmarks: Ite
 
 
 def binds(pairs: Iterable[tuple[str, str]], given: str) -> str:
-    """The value of APPTAINER_BIND that shows these folders too, besides those that are `given`.
-
-    Raises:
-        WmseError: Apptainer cannot be told of a path.
-    """
+    """APPTAINER_BIND with these folders besides the `given` ones. WmseError for a path that it cannot hold."""
     listed = [bind for bind in given.split(",") if bind]
     for source, place in pairs:
         if set(",:") & set(source + place):
@@ -163,26 +131,29 @@ def stage_command(stage: str, settings: Mapping[str, Any]) -> str:
 
     Settings of the machine stand here and not among a rule's `params`: changing them must not repeat what is finished.
     """
-    words = ["wmse", stage, "--data-root", settings["data_root"], "--preset", settings["preset"]]
-    words += ["--device", settings["device"]]
-    for key in ("channels_last", "compile"):  # true, false or auto
-        words += [f"--{key.replace('_', '-')}", str(settings[key]).lower()]
-    if settings["deterministic"]:
-        words.append("--deterministic")
-    return shlex.join(words) + " "
+    words = _options(settings, "data_root", "preset", "device", "channels_last", "compile")
+    return shlex.join(["wmse", stage, *words, *(["--deterministic"] if settings["deterministic"] else [])]) + " "
 
 
 def pretrain_flags(jobs: int, cores: int, settings: Mapping[str, Any]) -> str:
     """How often checkpoints are written, and no progress bar where several runs would share the terminal."""
-    words = []
-    for key in ("checkpoint_seconds", "checkpoint_epochs", "keep_checkpoints"):
-        if settings[key] is not None:
-            words += [f"--{key.replace('_', '-')}", str(settings[key])]
+    words = _options(settings, "checkpoint_seconds", "checkpoint_epochs", "keep_checkpoints")
     alone = jobs == 1 or uses_gpu(settings["device"]) or share_of_cores(jobs, cores, settings) == cores
     return shlex.join(words if alone else [*words, "--no-progress"]) + " "
 
 
+def _options(settings: Mapping[str, Any], *keys: str) -> list[str]:
+    """Settings as options of the command line, which writes True as true; without those that are None."""
+    words = []
+    for key in keys:
+        if settings[key] is not None:
+            text = str(settings[key])
+            words += [f"--{key.replace('_', '-')}", text.lower() if isinstance(settings[key], bool) else text]
+    return words
+
+
 def rule_graph_config(config: Mapping[str, Any], preset: str) -> list[str]:
-    """`--config` of a second Snakemake that is to see the same rules."""
+    """`--config` of a second Snakemake that is to see the same rules: what decides which there are, and their files."""
+    keys = "preset results data_root experiments benchmarks methods seeds parameters variants".split()
     given = {**config, "preset": preset}
-    return [f"{key}={json.dumps(given[key])}" for key in RULE_KEYS if key in given]
+    return [f"{key}={json.dumps(given[key])}" for key in keys if key in given]

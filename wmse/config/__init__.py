@@ -23,30 +23,3 @@ from wmse.config.recipes import (
 from wmse.config.spec import IDENTITY, SPEC_VERSION, RunSpec
 from wmse.config.yaml_io import read_yaml
 from wmse.errors import shorten, show, unknown
-
-__all__ = [
-    "IDENTITY",
-    "SPEC_VERSION",
-    "Project",
-    "RunSpec",
-    "baselines",
-    "benchmarks",
-    "experiments",
-    "in_paper",
-    "load_project",
-    "make_label",
-    "make_spec",
-    "method_class",
-    "paper_differences",
-    "paper_parameters",
-    "paper_table",
-    "paper_variants",
-    "parse_label",
-    "read_yaml",
-    "recipes",
-    "shorten",
-    "show",
-    "title_of",
-    "trained_methods",
-    "unknown",
-]

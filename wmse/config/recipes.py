@@ -35,17 +35,14 @@ def paper_variants() -> dict[str, dict[str, Any]]:
 
 
 def merge_variants(blocks: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The variants of some experiments by name. ConfigError if two experiments define one of the same name."""
-    owners: dict[str, str] = {}
+    """The variants of some experiments by name. ConfigError if two experiments have one of the same name."""
     merged: dict[str, dict[str, Any]] = {}
     for experiment, block in blocks.items():
         for name, parameters in block.get("variants", {}).items():
-            if name in owners:
+            if name in merged:
                 raise ConfigError(
-                    f"experiments.yaml: the variant '{name}' is defined by '{owners[name]}' and again by "
-                    f"'{experiment}': give one of them another name"
+                    f"experiments.yaml: '{experiment}' is not the first with a variant '{name}': rename it"
                 )
-            owners[name] = experiment
             merged[name] = parameters
     return merged
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass
 from typing import Any
 
@@ -66,10 +66,7 @@ class RunSpec:
 
     benchmark: str = param(MISSING, "name of the data set", choices=benchmarks(), identity=True, costs=False)
     method: str = param(
-        MISSING,
-        "how it is trained, or the baseline that is not",
-        choices=(*trained_methods(), *baselines()),
-        identity=True,
+        MISSING, "of training, or a baseline", choices=(*trained_methods(), *baselines()), identity=True
     )
     d: int = param(2, "number of positives, that is views of an image", low=1, high=64, identity=True)
     variant: str = param("", "of the method, in an ablation", identity=True, costs=False)
@@ -81,9 +78,7 @@ class RunSpec:
     lr: float = param(3e-3, "learning rate after the warm-up", low=0, costs=False)
     momentum: float = param(0.9, "of LARS", low=0, high=1, costs=False)
     weight_decay: float = param(1e-6, "L2, added to the gradient", low=0, costs=False)
-    schedule: str = param(
-        "step", "of the learning rate: drops at the end, or a cosine", choices=("step", "cosine"), costs=False
-    )
+    schedule: str = param("step", "of the rate; step: drops at the end", choices=("step", "cosine"), costs=False)
     warmup_iterations: int = param(500, "steps of linear warm-up", low=0, costs=False)
     warmup_epochs: int = param(0, "warm-up in epochs instead, if not 0", low=0, costs=False)
     lr_drops: tuple[int, ...] = param((50, 25), "epochs before the end at which the rate drops", low=0, costs=False)
@@ -219,7 +214,8 @@ class RunSpec:
                 choices = FIELDS[key].metadata["choices"]
                 if choices and value not in choices:
                     raise ConfigError(f"{where}: {key}: {unknown('value', value, choices)}")
-            _check(spec)
+            for problem in _problems(spec):
+                raise ConfigError(f"{shorten(spec.cell)}: {problem}")
         return spec
 
 
@@ -251,54 +247,38 @@ def _typed(where: str, key: str, value: Any, kind: Any) -> Any:
     return kind(value)
 
 
-def _require(spec: RunSpec, condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(f"{shorten(spec.cell)}: {message}")
-
-
-def _check(spec: RunSpec) -> None:
+def _problems(spec: RunSpec) -> Iterator[str]:
     """Combinations that cannot work."""
-    named = not spec.variant or VARIANT.fullmatch(spec.variant) is not None
-    _require(spec, named, f"variant must be of the characters a-z, 0-9, '-' and '.', got {show(spec.variant)}")
+    if spec.variant and not VARIANT.fullmatch(spec.variant):
+        yield f"variant must be of the characters a-z, 0-9, '-' and '.', got {show(spec.variant)}"
     for key in ("crop_scale", "blur_sigma"):
         low, high = getattr(spec, key)
-        _require(spec, low <= high, f"{key} must be [low, high] with low <= high, got {[low, high]}")
-    hue = spec.jitter[3]
-    _require(spec, hue <= 0.5, f"jitter: the hue's strength must be at most 0.5, got {hue}")
-    _require(spec, min(spec.probe_lr) > 0, f"probe_lr must be above 0, got {list(spec.probe_lr)}")
-    _require(
-        spec,
-        not spec.eval_resize or spec.eval_resize >= spec.view_size,
-        f"eval_resize ({spec.eval_resize}) must be 0 or at least view_size ({spec.view_size})",
-    )
+        if low > high:
+            yield f"{key} must be [low, high] with low <= high, got {[low, high]}"
+    if spec.jitter[3] > 0.5:
+        yield f"jitter: the hue's strength must be at most 0.5, got {spec.jitter[3]}"
+    if min(spec.probe_lr) <= 0:
+        yield f"probe_lr must be above 0, got {list(spec.probe_lr)}"
+    if 0 < spec.eval_resize < spec.view_size:
+        yield f"eval_resize ({spec.eval_resize}) must be 0 or at least view_size ({spec.view_size})"
     if spec.trained:
-        _check_training(spec)
+        yield from _training_problems(spec)
 
 
-def _check_training(spec: RunSpec) -> None:
-    """The same for what the baselines do not have."""
-    _require(spec, spec.d >= 2, f"d (the number of positives) must be at least 2, got {spec.d}")
-    _require(spec, spec.epochs >= 1, f"epochs must be at least 1, got {spec.epochs}")
-    drops = list(spec.lr_drops)
-    _require(
-        spec,
-        all(0 < drop < spec.epochs for drop in drops) and drops == sorted(set(drops), reverse=True),
-        f"lr_drops must be decreasing numbers of epochs before the end, between 1 and epochs - 1 "
-        f"({spec.epochs - 1}), got {drops}",
-    )
-    whitening = spec.resolved_whitening
-    _require(
-        spec,
-        spec.method != "byol" or whitening == "identity",
-        f"whitening: '{spec.whitening}' is not possible for byol; allowed: auto, identity",
-    )
-    _require(
-        spec,
-        whitening != "cholesky" or spec.w_size > spec.embedding,
-        f"w_size ({spec.w_size}) must be greater than embedding ({spec.embedding}); twice as much is advised",
-    )
-    _require(
-        spec,
-        whitening == "identity" or spec.batch_size % spec.w_size == 0,
-        f"batch_size ({spec.batch_size}) must be a multiple of w_size ({spec.w_size})",
-    )
+def _training_problems(spec: RunSpec) -> Iterator[str]:
+    if spec.d < 2:
+        yield f"d (the number of positives) must be at least 2, got {spec.d}"
+    if spec.epochs < 1:
+        yield f"epochs must be at least 1, got {spec.epochs}"
+    drops, last = list(spec.lr_drops), spec.epochs - 1
+    if not all(1 <= drop <= last for drop in drops) or drops != sorted(set(drops), reverse=True):
+        yield (
+            "lr_drops must be decreasing numbers of epochs before the end, "
+            f"between 1 and epochs - 1 ({last}), got {drops}"
+        )
+    if spec.method == "byol" and spec.resolved_whitening != "identity":
+        yield f"whitening: '{spec.whitening}' is not possible for byol; allowed: auto, identity"
+    if spec.resolved_whitening == "cholesky" and spec.w_size <= spec.embedding:
+        yield f"w_size ({spec.w_size}) must be greater than embedding ({spec.embedding}); twice as much is advised"
+    if spec.resolved_whitening != "identity" and spec.batch_size % spec.w_size:
+        yield f"batch_size ({spec.batch_size}) must be a multiple of w_size ({spec.w_size})"
