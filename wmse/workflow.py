@@ -154,6 +154,6 @@ def _options(settings: Mapping[str, Any], *keys: str) -> list[str]:
 
 def rule_graph_config(config: Mapping[str, Any], preset: str) -> list[str]:
     """`--config` of a second Snakemake that is to see the same rules: what decides which there are, and their files."""
-    keys = "preset results data_root experiments benchmarks methods seeds parameters variants".split()
+    keys = ["preset", "results", "data_root", "experiments", "benchmarks", "methods", "seeds", "parameters", "variants"]
     given = {**config, "preset": preset}
     return [f"{key}={json.dumps(given[key])}" for key in keys if key in given]
