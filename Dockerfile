@@ -22,8 +22,9 @@ RUN python3 -m venv --without-pip /opt/venv \
     && mv /opt/venv/lib/python3.11/site-packages/nvidia \
         /opt/venv/lib/python3.11/site-packages/torch \
         /opt/venv/lib/python3.11/site-packages/triton /layers/
-COPY pyproject.toml README.md LICENSE /src/
+COPY pyproject.toml README.md LICENSE config.yaml /src/
 COPY wmse /src/wmse
+COPY workflow /src/workflow
 # torch is out of the way here, and this step does not need it: --no-deps.
 RUN python3 -m pip --python /opt/venv/bin/python install --no-cache-dir --no-compile --no-deps --no-build-isolation \
         --root /project /src \
@@ -47,7 +48,6 @@ RUN useradd --uid 1000 --no-log-init --no-create-home --home-dir /tmp wmse \
 COPY docker/entrypoint.sh /usr/local/bin/entrypoint
 COPY docker/sbom.py /opt/wmse-repro/docker/sbom.py
 COPY config.yaml LICENSE README.md /opt/wmse-repro/
-COPY envs/wmse.yaml envs/wmse.post-deploy.sh /opt/wmse-repro/envs/
 COPY workflow /opt/wmse-repro/workflow
 COPY --from=build /project/opt/venv /opt/venv
 RUN /opt/venv/bin/python /opt/wmse-repro/docker/sbom.py > /opt/wmse-repro/sbom.cdx.json

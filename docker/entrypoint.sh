@@ -41,13 +41,6 @@ run_snakemake() {
   mkdir -p "$results/.snakemake" 2>/dev/null && [ -w "$results" ] \
     || fail "uid $(id -u) cannot write to $results, which belongs to uid $(stat -c %u "$results"): start the" \
       "container with --user $(stat -c %u:%g "$results"), or without --user"
-  exec 9>>"$results/.snakemake/container.lock"
-  flock --nonblock 9 || fail "another container is working in this results folder: wait for it, or stop it first"
-  # This process holds the folder, so that Snakemake's lock can only be a killed run's.
-  if compgen -G "$results/.snakemake/locks/*" >/dev/null; then
-    echo "entrypoint: the last run here was killed; going on where it was"
-    snakemake --cores 1 --unlock --quiet all
-  fi
   describe_gpu
   set -m
   snakemake "$@" &

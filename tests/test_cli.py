@@ -152,3 +152,29 @@ def test_a_log_that_cannot_be_written_does_not_hide_the_error(log: str) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stderr.count("wmse: error: unknown benchmark 'cifar11'") == 1
+
+
+def test_every_line_of_output_is_in_the_log_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("wmse.estimate.estimate", lambda *arguments: [])
+    for number, command in enumerate((["runs"], ["runs", "--json"], ["estimate", "--json", "--watts", "9"])):
+        log = tmp_path / f"log{number}"
+        assert main([*command, "--root", str(ROOT), "--log", str(log)]) == 0
+        printed = capsys.readouterr().out
+        assert printed
+        assert log.read_text() == printed
+
+
+def test_init_writes_a_folder_to_work_in_and_never_over_anything(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["init", str(tmp_path / "new")]) == 0
+    assert f"{tmp_path}/new/config.yaml and {tmp_path}/new/workflow" in capsys.readouterr().out
+    assert main(["runs", "--root", str(tmp_path / "new")]) == 0
+    (tmp_path / "config.yaml").write_text("mine")
+    for folder in ("new", "."):
+        assert main(["init", str(tmp_path / folder)]) == 1
+        assert "config.yaml: exists already and stays as it is; nothing was written" in capsys.readouterr().err
+    assert (tmp_path / "config.yaml").read_text() == "mine"
+    assert not (tmp_path / "workflow").exists()

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 from conftest import ROOT
 
-from wmse.config import RunSpec, experiments, load_project, make_spec, paper_differences
+from wmse.config import RunSpec, benchmarks, experiments, load_project, make_spec, paper_differences
+from wmse.config.recipes import merge_variants
+from wmse.config.spec import FIELDS
+from wmse.datasets import SOURCES
 from wmse.errors import ConfigError
 
 # The quick preset with fewer cells.
@@ -30,7 +37,7 @@ PAPER = {
 
 @pytest.mark.parametrize("cell", PAPER)
 def test_the_paper_preset_has_the_papers_recipe(cell: str) -> None:
-    spec = next(spec for spec in load_project(ROOT, {"preset": "paper"}).runs if spec.cell == cell)
+    spec = next(spec for spec in load_project({"preset": "paper"}).runs if spec.cell == cell)
     found = (spec.epochs, spec.lr, spec.batch_size, spec.embedding, spec.w_size, spec.w_iter)
     assert found == PAPER[cell]
     assert (spec.width, spec.warmup_iterations, spec.lr_drops, spec.lr_drop_factor) == (64, 500, (50, 25), 0.2)
@@ -39,7 +46,7 @@ def test_the_paper_preset_has_the_papers_recipe(cell: str) -> None:
 
 
 def test_the_paper_preset_covers_every_benchmark_and_both_numbers_of_positives() -> None:
-    cells = {spec.cell for spec in load_project(ROOT, {"preset": "paper"}).runs}
+    cells = {spec.cell for spec in load_project({"preset": "paper"}).runs}
     four = ("cifar10", "cifar100", "stl10", "tiny_imagenet")
     assert {f"{b}/{m}" for b in four for m in (*METHODS, "byol")} <= cells
     assert {"imagenet100/wmse-2", "imagenet100/wmse-4", "imagenet/wmse-4", "imagenet/wmse-4@400-epochs"} <= cells
@@ -66,14 +73,38 @@ def test_a_hash_depends_on_every_parameter_and_on_nothing_else() -> None:
     assert RunSpec.from_dict(spec.compact()) == RunSpec.from_dict(spec.to_dict()) == spec
 
 
-def test_a_known_hash_stays() -> None:
-    # Finished runs are found by this hash: if this fails, every result of every user is orphaned.
-    assert make_spec("cifar10/wmse-4", 0).run == "cifar10/wmse-4/seed0-705bd1b8"
+# Finished runs are found by these hashes: if one of them changes, the results of every user are orphaned.
+KNOWN = [
+    "cifar10/wmse-4/seed0-705bd1b8",
+    "cifar10/random/seed0-2dd5b5a4",
+    "fashion_mnist/byol/seed0-d9beca86",
+    "imagenet/wmse-4/seed0-9a2c7a91",
+    "imagenet100/pixels/seed0-482e9d64",
+    "imagenet_mini/wmse-2/seed0-452ac665",
+    "stl10/simclr/seed0-8ef48bbe",
+    "tiny_imagenet/wmse-2/seed0-0ff206da",
+]
+
+
+@pytest.mark.parametrize("run", KNOWN)
+def test_a_known_hash_stays(run: str) -> None:
+    cell, seed = run.rsplit("/", 1)
+    assert make_spec(cell, int(seed[4:].partition("-")[0])).run == run
+
+
+def test_the_committed_results_are_runs_of_their_preset() -> None:
+    found = sorted(ROOT.glob("results/reference/cpu/runs/*/*/*/result.json"))
+    assert len(found) == 8
+    runs = {spec.run: spec for spec in load_project({"preset": "cpu", "seeds": [0, 1]}).runs}
+    for path in found:
+        result = json.loads(path.read_text())
+        assert runs[result["run"]] == RunSpec.from_dict(result["spec"])
+        assert runs[result["run"]].hash == result["spec_hash"]
 
 
 def test_the_last_matching_pattern_wins_and_the_user_wins_over_the_preset() -> None:
     parameters = {"*": {"epochs": 9}, "fashion_mnist/wmse-4": {"epochs": 11}}
-    runs = load_project(ROOT, {**QUICK, "parameters": parameters}).runs
+    runs = load_project({**QUICK, "parameters": parameters}).runs
     assert {spec.label: spec.epochs for spec in runs} == {
         "simclr": 9,
         "wmse-2": 9,
@@ -85,28 +116,28 @@ def test_the_last_matching_pattern_wins_and_the_user_wins_over_the_preset() -> N
 
 
 def test_overriding_one_run_changes_no_other() -> None:
-    before = {spec.label: spec.hash for spec in load_project(ROOT, QUICK).runs}
-    changed = load_project(ROOT, {**QUICK, "parameters": {"*/wmse-2": {"lr": 0.004}}}).runs
+    before = {spec.label: spec.hash for spec in load_project(QUICK).runs}
+    changed = load_project({**QUICK, "parameters": {"*/wmse-2": {"lr": 0.004}}}).runs
     assert [spec.label for spec in changed if spec.hash != before[spec.label]] == ["wmse-2"]
 
 
 def test_training_parameters_do_not_touch_the_baselines() -> None:
-    before = {spec.label: spec.hash for spec in load_project(ROOT, QUICK).runs}
-    changed = load_project(ROOT, {**QUICK, "parameters": {"*": {"lr": 0.004, "epochs": 4}}}).runs
+    before = {spec.label: spec.hash for spec in load_project(QUICK).runs}
+    changed = load_project({**QUICK, "parameters": {"*": {"lr": 0.004, "epochs": 4}}}).runs
     same = {spec.label for spec in changed if spec.hash == before[spec.label]}
     assert same == {"random", "pixels"}
 
 
 def test_several_seeds_and_selections() -> None:
     config = {**QUICK, "seeds": [3, 5], "methods": ["wmse-4", "random"]}
-    runs = [spec.run.rsplit("-", 1)[0] for spec in load_project(ROOT, config).runs]
+    runs = [spec.run.rsplit("-", 1)[0] for spec in load_project(config).runs]
     assert runs == [f"fashion_mnist/{m}/seed{s}" for m in ("wmse-4", "random") for s in (3, 5)]
 
 
 def test_the_command_lines_strings_become_numbers() -> None:
     # What Snakemake makes of: --config seeds='[1]' parameters='{"*": {"lr": 1e-3, "normalize": false}}'
     config = {**QUICK, "seeds": ["1"], "parameters": {"*": {"lr": "1e-3", "normalize": "false"}}}
-    spec = load_project(ROOT, config).runs[1]
+    spec = load_project(config).runs[1]
     assert (spec.seed, spec.lr, spec.normalize) == (1, 0.001, False)
 
 
@@ -116,7 +147,7 @@ def test_a_variant_is_a_cell_of_its_own() -> None:
         "variants": {"euclidean": {"normalize": False}},
         "experiments": [{"benchmarks": ["fashion_mnist"], "methods": ["wmse-2", "wmse-2@euclidean"]}],
     }
-    plain, euclidean = load_project(ROOT, config).runs
+    plain, euclidean = load_project(config).runs
     assert (plain.normalize, euclidean.normalize) == (True, False)
     assert euclidean.cell == "fashion_mnist/wmse-2@euclidean"
 
@@ -126,14 +157,14 @@ def test_a_named_experiment_brings_its_methods_and_may_have_seeds_of_its_own() -
         {"experiment": "euclidean", "benchmarks": ["fashion_mnist"]},
         {"benchmarks": ["fashion_mnist"], "methods": ["wmse-2"], "seeds": [7]},
     ]
-    runs = load_project(ROOT, {**QUICK, "experiments": blocks, "seeds": [4]}).runs
+    runs = load_project({**QUICK, "experiments": blocks, "seeds": [4]}).runs
     found = [(spec.label, spec.seed, spec.normalize) for spec in runs if spec.trained]
     assert found == [("wmse-2", 4, True), ("wmse-2", 7, True), ("wmse-2@euclidean", 4, False)]
 
 
 @pytest.mark.parametrize("preset", ["quick", "paper"])
 def test_every_experiment_is_in_the_preset_with_all_its_methods(preset: str) -> None:
-    labels = {spec.label for spec in load_project(ROOT, {"preset": preset}).runs}
+    labels = {spec.label for spec in load_project({"preset": preset}).runs}
     for name, experiment in experiments().items():
         assert set(experiment["methods"]) <= labels, name
         assert {"random", "pixels"} <= set(experiment["methods"]), name
@@ -170,6 +201,64 @@ def test_only_wmse_whitens_unless_told_to() -> None:
 def test_pixels_of_imagenet_are_thumbnails() -> None:
     assert {make_spec(f"{b}/pixels", 0).view_size for b in ("imagenet", "imagenet100")} == {32}
     assert make_spec("imagenet/random", 0).view_size == 224
+
+
+def test_every_benchmark_with_a_recipe_has_a_data_set_and_the_reverse() -> None:
+    assert sorted(benchmarks()) == sorted(SOURCES)
+
+
+def test_the_configuration_needs_no_data_set_parser_and_no_heavy_package() -> None:
+    code = (
+        "import sys, wmse.config\n"
+        "heavy = {'numpy', 'torch', 'http', 'tarfile', 'PIL', 'wmse.datasets', 'wmse.methods'}\n"
+        "wmse.config.load_project({'preset': 'paper'})\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_two_experiments_cannot_have_a_variant_of_the_same_name() -> None:
+    blocks = {"one": {"variants": {"long": {"epochs": 9}}}, "two": {"variants": {"short": {}, "long": {"epochs": 8}}}}
+    with pytest.raises(ConfigError, match="'two' is not the first with a variant 'long'"):
+        merge_variants(blocks)
+    del blocks["two"]["variants"]["long"]
+    assert merge_variants(blocks) == {"long": {"epochs": 9}, "short": {}}
+
+
+def test_every_parameter_says_what_it_means_and_numbers_have_bounds() -> None:
+    for name, field in FIELDS.items():
+        assert field.metadata["meaning"], name
+        number = field.type.startswith(("int", "float", "tuple"))
+        assert (field.metadata["low"] is not None) == number, name
+
+
+def test_a_step_costs_the_same_unless_a_parameter_of_the_step_differs() -> None:
+    spec = make_spec("cifar10/wmse-4", 0)
+    for change in ({"seed": 3}, {"epochs": 7}, {"lr": 1.0}, {"lr_drops": ()}, {"probe_lr": (1.0, 0.5)}, {"knn_k": 9}):
+        assert dataclasses.replace(spec, **change).same_step() == spec.same_step()
+    for change in (
+        {"method": "byol"},
+        {"d": 2},
+        {"batch_size": 512},
+        {"width": 8},
+        {"precision": "fp32"},
+        {"w_iter": 4},
+    ):
+        assert dataclasses.replace(spec, **change).same_step() != spec.same_step()
+    assert dataclasses.replace(spec, whitening="cholesky").same_step() == spec.same_step()
+
+
+def test_what_decides_a_baseline_changes_its_hash() -> None:
+    def changed(method: str, **parameters: Any) -> bool:
+        return make_spec(f"cifar10/{method}", 0, [parameters]).hash != make_spec(f"cifar10/{method}", 0).hash
+
+    for parameters in ({"knn_k": 9}, {"probe_epochs": 9}, {"view_size": 16}, {"eval_resize": 40}):
+        assert changed("random", **parameters)
+        assert changed("pixels", **parameters)
+    for parameters in ({"width": 8}, {"arch": "resnet50"}, {"stem": "small"}, {"precision": "fp32"}):
+        assert changed("random", **parameters)
+        assert not changed("pixels", **parameters)
 
 
 def test_a_reduced_run_says_what_differs_from_the_paper() -> None:
@@ -232,6 +321,6 @@ def test_bad_configuration_gives_one_message_that_names_key_and_allowed_values(
     config: dict[str, Any], words: list[str]
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_project(ROOT, {**QUICK, **config})
+        load_project({**QUICK, **config})
     assert [word for word in words if word not in str(caught.value)] == []
     assert "\n" not in str(caught.value)

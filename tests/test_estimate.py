@@ -18,7 +18,7 @@ import yaml
 from conftest import ROOT, TINY, make_job, tiny_spec
 
 from wmse.cli import main
-from wmse.config import load_project
+from wmse.config import load_project, read_yaml
 from wmse.datasets import ArrayDataset
 from wmse.errors import ConfigError, WmseError
 from wmse.estimate import WarmUp, as_table, estimate_runs, notes, total
@@ -58,7 +58,7 @@ def test_counts_are_those_of_the_trainer(data: ArrayDataset, tmp_path: Path) -> 
 
 
 def test_counts_of_the_paper() -> None:
-    spec = load_project(ROOT, {"preset": "paper"}).find("cifar10/wmse-4/seed0")
+    spec = load_project({"preset": "paper"}).find("cifar10/wmse-4/seed0")
     work = workload(spec, image_counts("cifar10", ROOT / "nowhere")["pretrain"])
     assert work.steps == 1000 * (50_000 // 256)
     assert work.views == work.steps * 1024
@@ -93,7 +93,7 @@ def test_runs_with_equal_steps_share_a_warm_up() -> None:
         tiny_spec("wmse-2", benchmark="imagenet"),  # decodes files
     ):
         assert step_key(other) != step_key(spec)
-    assert len({step_key(run) for run in load_project(ROOT, {"preset": "paper"}).runs if run.trained}) <= 27
+    assert len({step_key(run) for run in load_project({"preset": "paper"}).runs if run.trained}) <= 27
 
 
 @pytest.mark.parametrize("label", ["wmse-2", "random", "pixels"])
@@ -350,7 +350,7 @@ def test_the_command_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert rows["fashion_mnist/pixels/seed0"]["steps"] == 0
     assert content["sum"]["hours"] == pytest.approx(sum(row["hours"] for row in rows.values()))
     assert content["runtimes"][0]["threads"] == 1
-    run = load_project(root).runs[0].run
+    run = load_project(read_yaml(root / "config.yaml")).runs[0].run
     (root / "results/runs" / run).mkdir(parents=True)
     (root / "results/runs" / run / "result.json").write_text("{}")
     assert main(common) == 0

@@ -20,14 +20,12 @@ from wmse.errors import DataError, WmseError
 from wmse.files import (
     atomic_path,
     content_digest,
-    exclusive_lock,
     file_digest,
-    lock_holder,
-    take_lock,
     write_json,
     write_sealed_json,
     write_text,
 )
+from wmse.locks import exclusive_lock, lock_holder, take_lock
 
 HOST = socket.gethostname()
 
@@ -107,7 +105,7 @@ def test_a_seal_holds_for_the_content_whatever_its_layout_and_breaks_with_any_va
 HOLD = """
 import sys
 from pathlib import Path
-from wmse.files import exclusive_lock
+from wmse.locks import exclusive_lock
 with exclusive_lock(Path(sys.argv[1]), "the first run"):
     print("held", flush=True)
     sys.stdin.read()
@@ -183,3 +181,32 @@ def test_a_lock_is_released_on_leaving_even_after_an_error(tmp_path: Path) -> No
         assert path.read_text().startswith("b (pid ")
         with pytest.raises(WmseError, match=r"is locked by b \(pid"), exclusive_lock(path, "c"):
             pytest.fail("the lock was given twice")
+
+
+def test_looking_at_a_lock_never_makes_anyone_fail_to_take_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.lock"
+    path.touch()
+    code = "import sys\nfrom pathlib import Path\nfrom wmse.locks import lock_holder\nprint(flush=True)\n"
+    code += "while True:\n    lock_holder(Path(sys.argv[1]))\n"
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            for _ in range(2000):
+                with exclusive_lock(path, "me"):
+                    pass
+        finally:
+            process.kill()
+    assert lock_holder(path) is None
+
+
+def test_shared_locks_stand_together_and_keep_an_exclusive_one_out(tmp_path: Path) -> None:
+    path = tmp_path / "run.lock"
+    first, second = take_lock(path, "first", shared=True), take_lock(path, "second", shared=True)
+    for file in (first, second):
+        assert lock_holder(path) is not None
+        with pytest.raises(WmseError, match="is locked by second"):
+            take_lock(path, "third")
+        file.close()
+    assert lock_holder(path) is None
+    take_lock(path, "third").close()

@@ -11,7 +11,7 @@ from conftest import tiny_spec
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from wmse.config import RunSpec, experiments, recipes
+from wmse.config import RunSpec, experiments, trained_methods
 from wmse.losses import nt_xent
 from wmse.methods import Method, build_encoder, build_method
 from wmse.methods.byol import BYOL
@@ -51,7 +51,7 @@ def test_every_row_of_every_experiment_takes_a_step(label: str) -> None:
     assert method.encoder.conv1.weight.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("method", list(recipes()["methods"]))
+@pytest.mark.parametrize("method", trained_methods())
 def test_the_weights_depend_on_the_seed_alone_and_the_encoder_is_build_encoders(method: str) -> None:
     spec = tiny_spec(method)
     torch.manual_seed(1)

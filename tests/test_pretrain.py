@@ -24,7 +24,7 @@ from wmse.errors import CheckpointError, ConfigError, TrainingError
 from wmse.methods import build_encoder, build_method
 from wmse.runtime import Runtime, resolve
 from wmse.streams import stream, stream_seed
-from wmse.training import Stopped, Trainer, evaluation_due, pretrain
+from wmse.training import Stopped, Trainer, pretrain
 from wmse.training.history import EpochRecord
 
 
@@ -202,7 +202,7 @@ def test_training_reduces_the_loss_and_does_not_collapse(data: ArrayDataset, tmp
 
 def test_evaluations_are_more_frequent_after_the_first_drop() -> None:
     spec = tiny_spec(epochs=100, lr_drops=[50, 25], eval_every=20, eval_every_final=5)
-    assert [e for e in range(1, 101) if evaluation_due(spec, e)] == [20, 40, *range(55, 101, 5)]
+    assert [e for e in range(1, 101) if spec.evaluation_due(e)] == [20, 40, *range(55, 101, 5)]
 
 
 def test_a_run_leaves_encoder_history_events_and_summary(data: ArrayDataset, tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_two_processes_cannot_train_the_same_run(data: ArrayDataset, tmp_path: P
         [
             sys.executable,
             "-c",
-            "import sys, time\nfrom pathlib import Path\nfrom wmse.files import exclusive_lock\n"
+            "import sys, time\nfrom pathlib import Path\nfrom wmse.locks import exclusive_lock\n"
             "with exclusive_lock(Path(sys.argv[1]), 'the other one'):\n"
             "    print('held', flush=True)\n    time.sleep(60)",
             str(tmp_path / ".lock"),

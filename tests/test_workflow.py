@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,19 @@ from typing import Any
 import pytest
 import yaml
 from conftest import ROOT, TINY
+
+from wmse.errors import WmseError
+from wmse.workflow import (
+    binds,
+    forget_killed_run,
+    hold_folders,
+    outside_folders,
+    pretrain_flags,
+    pretrain_threads,
+    rule_graph_config,
+    share_of_cores,
+    stage_command,
+)
 
 LABELS = ("simclr", "byol", "wmse-2", "wmse-4", "wmse-2@no-whitening", "random", "pixels")
 STREAMED = "imagenet100_mini/wmse-2"
@@ -202,3 +216,91 @@ def test_a_bad_configuration_stops_before_any_job_with_one_message(
     assert [word for word in words if word not in output] == []
     assert not (tmp_path / "results").exists()
     assert not (tmp_path / "data").exists()
+
+
+# --- wmse/workflow.py -------------------------------------------------------------------------------------------------
+
+SETTINGS: dict[str, Any] = {
+    "preset": "quick",
+    "data_root": "data sets",
+    "device": "cpu",
+    "threads": "auto",
+    "channels_last": True,
+    "compile": "auto",
+    "deterministic": False,
+    "checkpoint_seconds": 600,
+    "checkpoint_epochs": None,
+    "keep_checkpoints": 2,
+}
+
+
+def test_locks_of_a_killed_run_are_removed_and_those_of_a_live_one_are_not(tmp_path: Path) -> None:
+    lock = tmp_path / ".snakemake/locks/0.output.lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    results, lines = str(tmp_path / "results"), []
+    held = hold_folders(results, ["snakemake", "--cores", "2"], tmp_path)
+    forget_killed_run(results, lines.append, tmp_path)
+    assert lines == [f"{results}: at work here is snakemake --cores 2 (pid {os.getpid()} on {socket.gethostname()})"]
+    forget_killed_run(str(tmp_path / "other"), lines.append, tmp_path)  # a look at other results in the same folder
+    assert lock.exists()
+    assert len(lines) == 1
+    for file in held:
+        file.close()
+    forget_killed_run(results, lines.append, tmp_path)
+    assert lines[1:] == [f"{results}: the last run here was killed; going on from where it was"]
+    assert not lock.exists()
+
+
+def test_results_are_held_by_one_and_a_working_folder_by_several(tmp_path: Path) -> None:
+    first = hold_folders(str(tmp_path / "a"), ["first"], tmp_path)
+    with pytest.raises(WmseError, match="is locked by first"):
+        hold_folders(str(tmp_path / "a"), ["second"], tmp_path / "elsewhere")
+    for file in (*first, *hold_folders(str(tmp_path / "b"), ["third"], tmp_path)):
+        file.close()
+
+
+def test_a_container_sees_the_folders_outside_and_both_ends_of_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, disk = tmp_path / "work", tmp_path / "disk"
+    work.mkdir()
+    (disk / "cifar10").mkdir(parents=True)
+    (work / "data").symlink_to(disk)
+    monkeypatch.chdir(work)
+    assert outside_folders(work, "results", "data", ["cifar10"]) == [(str(disk), str(disk))]
+    (tmp_path / "link").symlink_to(disk)
+    pairs = outside_folders(work, "results", f"{tmp_path}/link", [])
+    assert pairs == [(str(disk), f"{tmp_path}/link"), (str(disk), str(disk))]
+    assert binds(pairs, f"/a:/b,{disk}:{disk}") == f"/a:/b,{disk}:{disk},{disk}:{tmp_path}/link"
+    with pytest.raises(WmseError, match="cannot be shown in a container"):
+        binds([("/a,b", "/c")], "")
+
+
+@pytest.mark.parametrize(
+    ("jobs", "cores", "threads", "expected"), [(1, 8, "auto", 8), (3, 8, "auto", 2), (40, 8, "auto", 1), (3, 8, 5, 5)]
+)
+def test_jobs_share_the_cores(jobs: int, cores: int, threads: int | str, expected: int) -> None:
+    assert share_of_cores(jobs, cores, {**SETTINGS, "threads": threads}) == expected
+
+
+def test_a_training_gets_threads_by_its_length_where_runs_are_few_and_cores_are_many() -> None:
+    assert [pretrain_threads(d, 4, 8, SETTINGS) for d in (2, 3, 4, 8)] == [2, 2, 4, 8]
+    assert [pretrain_threads(d, 17, 8, SETTINGS) for d in (2, 8)] == [1, 1]
+    assert pretrain_threads(8, 1, 64, {**SETTINGS, "device": "cuda"}) == 8
+    assert pretrain_threads(8, 2, 8, {**SETTINGS, "threads": 3}) == 3
+
+
+def test_commands_say_all_settings_of_the_machine() -> None:
+    assert stage_command("evaluate", SETTINGS) == (
+        "wmse evaluate --data-root 'data sets' --preset quick --device cpu --channels-last true --compile auto "
+    )
+    assert stage_command("evaluate", {**SETTINGS, "deterministic": True}).endswith(" --deterministic ")
+    assert pretrain_flags(1, 8, SETTINGS) == "--checkpoint-seconds 600 --keep-checkpoints 2 "
+    several = pretrain_flags(4, 8, {**SETTINGS, "checkpoint_epochs": 3})
+    assert several == "--checkpoint-seconds 600 --checkpoint-epochs 3 --keep-checkpoints 2 --no-progress "
+
+
+def test_the_figure_is_drawn_with_what_decides_the_rules() -> None:
+    config = {"seeds": [0, 1], "device": "cpu", "results": "my results"}
+    assert rule_graph_config(config, "quick") == ['preset="quick"', 'results="my results"', "seeds=[0, 1]"]

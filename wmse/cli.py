@@ -17,7 +17,7 @@ import wmse
 from wmse.errors import STOPPED_EXIT, ConfigError, WmseError, explain
 
 if TYPE_CHECKING:
-    from wmse.config import RunSpec
+    from wmse.config import Project, RunSpec
     from wmse.runtime import Runtime
 
 
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.log:
             options.log.parent.mkdir(parents=True, exist_ok=True)
-        return options.command(options, Log(options.log)) or 0
+        return options.command(options, Output(options.log)) or 0
     except BrokenPipeError:  # the reader of our output has gone, e.g. `wmse runs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -46,9 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         message = f"wmse: error: {explain(error)}"
     except KeyboardInterrupt:
-        Log(None)("wmse: interrupted; the same command starts again", file=sys.stderr)
+        Output(None)("wmse: interrupted; the same command starts again", file=sys.stderr)
         return 130
-    Log(options.log)(message, file=sys.stderr)
+    Output(options.log)(message, file=sys.stderr)
     return 1
 
 
@@ -59,74 +59,86 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(log=None)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser("prepare", help="download or find a benchmark, verify it, store its prepared form")
+    def add(name: str, function: Callable[..., int | None], text: str, **more: Any) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, **more)
+        command.add_argument("--log", type=Path, help="a file that gets every line of output as well")
+        command.set_defaults(command=function)
+        return command
+
+    _add_stages(add)
+    _add_services(add)
+    return parser
+
+
+def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """What the rules of the workflow call."""
+    command = add("prepare", run_prepare, "download or find a benchmark, verify it, store its prepared form")
     command.add_argument("benchmark")
     _add_data_root(command)
     command.add_argument("--no-download", action="store_true", help="use only what lies in the raw folder")
-    command.set_defaults(command=run_prepare)
 
-    command = commands.add_parser("runs", help="list the runs of the configuration in the current folder")
+    command = add("pretrain", run_pretrain, "train one run (continues from its checkpoint)", epilog=EXIT_CODES)
+    _add_run(command)
+    command.add_argument(
+        "--checkpoint-seconds", type=_positive(float), default=600, help="between two checkpoints (default: 600)"
+    )
+    command.add_argument("--checkpoint-epochs", type=_positive(int), help="also one after every so many epochs")
+    command.add_argument(
+        "--keep-checkpoints", type=_positive(int), default=2, help="how many of the newest stay (default: 2)"
+    )
+    command.add_argument("--no-progress", action="store_true", help="no progress bar, also on a terminal")
+
+    _add_run(add("evaluate", run_evaluate, "linear probe and 5-nn of one run"))
+
+    command = add("report", run_report, "tables, plots and verdicts on the paper's claims from result files")
+    command.add_argument("runs", nargs="*", type=Path, metavar="DIRECTORY", help="directories with a result.json")
+    command.add_argument("--out", type=Path, default=Path("results"))
+    command.add_argument("--only", choices=["tables", "claims", "plots"], help="default: all")
+    _add_data_root(command)
+
+    command = add("dag", run_dag, "a figure of the workflow, from `snakemake --rulegraph` on the standard input")
+    command.add_argument("--jobs", default="{}", help="the number of jobs of each rule as JSON")
+    command.add_argument("--out", type=Path, default=Path("results"))
+
+
+def _add_services(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """What a user asks before and after."""
+    command = add("init", run_init, "write config.yaml and workflow/ into a folder, for `snakemake --cores all` there")
+    command.add_argument("folder", nargs="?", type=Path, default=Path(), help="default: the current folder")
+
+    command = add("runs", run_list, "list the runs of the configuration in the current folder")
     _add_config(command)
     command.add_argument("--json", action="store_true", help="the full specifications, one a line")
-    command.set_defaults(command=run_list)
 
-    command = commands.add_parser("estimate", help="views, hours and energy of every run, from a short warm-up")
+    command = add("estimate", run_estimate, "views, hours and energy of every run, from a short warm-up")
     _add_config(command)
     _add_data_root(command)
     _add_runtime(command)
     command.add_argument("--watts", type=float, help="the machine's power, instead of measuring it")
     command.add_argument("--seconds", type=float, default=10.0, help="at most, for one warm-up (default: 10)")
     command.add_argument("--json", action="store_true", help="one JSON object instead of the table")
-    command.set_defaults(command=run_estimate)
 
-    for name, function, text in (
-        ("pretrain", run_pretrain, "train one run (continues from its checkpoint)"),
-        ("evaluate", run_evaluate, "linear probe and 5-nn of one run"),
-    ):
-        command = commands.add_parser(name, help=text, epilog=EXIT_CODES if name == "pretrain" else None)
-        command.add_argument("run", nargs="?", help="a run of the configuration, e.g. cifar10/wmse-4/seed0")
-        _add_config(command)
-        command.add_argument("--spec", help="the run's specification as JSON, instead of a name")
-        command.add_argument("--out", type=Path, help="the run's directory (default: results/runs/RUN)")
-        _add_data_root(command)
-        _add_runtime(command)
-        command.set_defaults(command=function)
-        if name == "pretrain":
-            _add_checkpoints(command)
-            command.add_argument("--no-progress", action="store_true", help="no progress bar, also on a terminal")
-
-    command = commands.add_parser("report", help="tables, plots and verdicts on the paper's claims from result files")
-    command.add_argument("runs", nargs="*", type=Path, metavar="DIRECTORY", help="directories with a result.json")
-    command.add_argument("--out", type=Path, default=Path("results"))
-    command.add_argument("--only", choices=["tables", "claims", "plots"], help="default: all")
-    _add_data_root(command)
-    command.set_defaults(command=run_report)
-
-    command = commands.add_parser(
-        "dag", help="a figure of the workflow, from `snakemake --rulegraph` on the standard input"
-    )
-    command.add_argument("--jobs", default="{}", help="the number of jobs of each rule as JSON")
-    command.add_argument("--out", type=Path, default=Path("results"))
-    command.set_defaults(command=run_dag)
-
-    command = commands.add_parser("selfcheck", help="whether this installation works: arithmetic, data, folders")
+    command = add("selfcheck", run_selfcheck, "whether this installation works: arithmetic, data, folders")
     command.add_argument("--results", type=Path, default=Path("results"), help="a folder that must be writable")
     _add_data_root(command)
     command.add_argument("--quiet", action="store_true", help="print only what failed")
-    command.set_defaults(command=run_selfcheck)
 
-    command = commands.add_parser("verify", help="hash data, checkpoints, encoders and results again: what is damaged?")
+    command = add("verify", run_verify, "hash data, checkpoints, encoders and results again: what is damaged?")
     command.add_argument("runs", nargs="*", type=Path, metavar="DIRECTORY", help="runs (default: all in --results)")
     command.add_argument("--results", type=Path, default=Path("results"))
     _add_data_root(command)
-    command.set_defaults(command=run_verify)
-
-    for command in commands.choices.values():
-        command.add_argument("--log", type=Path, help="a file that gets every line of output as well")
-    return parser
 
 
-class Log:
+def _add_run(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", nargs="?", help="a run of the configuration, e.g. cifar10/wmse-4/seed0")
+    _add_config(command)
+    command.add_argument("--spec", help="the run's specification as JSON, instead of a name")
+    command.add_argument("--out", type=Path, help="the run's directory (default: results/runs/RUN)")
+    _add_data_root(command)
+    _add_runtime(command)
+
+
+class Output:
     """Prints lines, and appends them to a file if there is one.
 
     A line that cannot be written, as on a full disk, ends no training: results report their own failures. A warning
@@ -165,14 +177,8 @@ def _add_data_root(command: argparse.ArgumentParser) -> None:
 
 
 def _add_config(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--root", type=Path, default=Path(), help="the project folder with config.yaml and workflow/")
+    command.add_argument("--root", type=Path, default=Path(), help="the folder with config.yaml")
     command.add_argument("--preset", help="instead of the preset in config.yaml")
-
-
-def _add_checkpoints(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--checkpoint-seconds", type=_positive(float), default=600, help="between two (default: 600)")
-    command.add_argument("--checkpoint-epochs", type=_positive(int), help="also after every so many epochs")
-    command.add_argument("--keep-checkpoints", type=_positive(int), default=2, help="the newest that stay (default: 2)")
 
 
 def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
@@ -199,19 +205,26 @@ def _add_runtime(command: argparse.ArgumentParser) -> None:
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 
-def run_prepare(options: argparse.Namespace, log: Log) -> None:
+def run_prepare(options: argparse.Namespace, output: Output) -> None:
     from wmse.datasets import prepare
 
-    data = prepare(options.benchmark, options.data_root, download=not options.no_download, log=log)
-    log(f"{options.benchmark}: ready in {data.folder}, {data.digest}")
+    data = prepare(options.benchmark, options.data_root, download=not options.no_download, log=output)
+    output(f"{options.benchmark}: ready in {data.folder}, {data.digest}")
 
 
-def run_list(options: argparse.Namespace, log: Log) -> None:
+def run_init(options: argparse.Namespace, output: Output) -> None:
+    from wmse.workflow import init_folder
+
+    written = init_folder(options.folder)
+    output(f"wrote {' and '.join(str(path) for path in written)}; now run `snakemake --cores all` in that folder")
+
+
+def run_list(options: argparse.Namespace, output: Output) -> None:
     for spec in _project(options).runs:
-        print(json.dumps(spec.to_dict()) if options.json else spec.run)
+        output(json.dumps(spec.to_dict()) if options.json else spec.run)
 
 
-def run_estimate(options: argparse.Namespace, log: Log) -> None:
+def run_estimate(options: argparse.Namespace, output: Output) -> None:
     project = _project(options)
     from wmse.estimate import WarmUp, as_table, estimate_runs, notes, total
     from wmse.power import PowerMeter
@@ -226,7 +239,7 @@ def run_estimate(options: argparse.Namespace, log: Log) -> None:
         return runtimes[spec.precision]
 
     def progress(line: str) -> None:
-        log(line, file=sys.stderr)
+        output(line, file=sys.stderr)
 
     meter = PowerMeter(runtime(project.runs[0]).device, options.watts)
     results = options.root / project.settings["results"] / "runs"
@@ -237,14 +250,14 @@ def run_estimate(options: argparse.Namespace, log: Log) -> None:
     content = {"preset": project.settings["preset"], "hardware": hardware(machines[0]), "runtimes": machines}
     if options.json:
         power = meter.describe()
-        print(json.dumps({**content, "power": power, "runs": [vars(row) for row in rows], "sum": total(rows)}))
+        output(json.dumps({**content, "power": power, "runs": [vars(row) for row in rows], "sum": total(rows)}))
         return
-    log(as_table(rows))
+    output(as_table(rows))
     for line in ("", *(f"{key}: {json.dumps(value)}" for key, value in content.items()), *notes(rows, meter)):
-        log(line)
+        output(line)
 
 
-def run_pretrain(options: argparse.Namespace, log: Log) -> int:
+def run_pretrain(options: argparse.Namespace, output: Output) -> int:
     spec, out, preset = _selected_run(options)
     if not spec.trained:
         raise ConfigError(f"{spec.run}: the baseline '{spec.method}' has nothing to train; use `wmse evaluate`")
@@ -259,18 +272,18 @@ def run_pretrain(options: argparse.Namespace, log: Log) -> int:
         _runtime(options, spec),
         preset,
         CheckpointPolicy(options.checkpoint_seconds, options.checkpoint_epochs, options.keep_checkpoints),
-        log,
+        output,
         progress_bar=False if options.no_progress else None,
     )
     try:
         pretrain(job)
     except Stopped as stopped:
-        log(str(stopped))
+        output(str(stopped))
         return STOPPED_EXIT
     return 0
 
 
-def run_evaluate(options: argparse.Namespace, log: Log) -> None:
+def run_evaluate(options: argparse.Namespace, output: Output) -> None:
     spec, out, preset = _selected_run(options)
     from wmse.datasets import load
     from wmse.runs.evaluate import evaluate
@@ -278,52 +291,52 @@ def run_evaluate(options: argparse.Namespace, log: Log) -> None:
     from wmse.runs.job import Job
 
     data, runtime = load(spec.benchmark, options.data_root), _runtime(options, spec)
-    evaluate(Job(spec, data, RunFolder(out), runtime, preset, log=log))
+    evaluate(Job(spec, data, RunFolder(out), runtime, preset, log=output))
 
 
-def run_report(options: argparse.Namespace, log: Log) -> None:
+def run_report(options: argparse.Namespace, output: Output) -> None:
     from wmse.report import build_report, write_claims, write_plots, write_tables
 
     parts = {"tables": write_tables, "claims": write_claims, "plots": write_plots}
     left_out = parts.get(options.only, build_report)(options.runs, options.out, options.data_root)
     for line in left_out:
-        log(f"wmse: left out: {line}", file=sys.stderr)
+        output(f"wmse: left out: {line}", file=sys.stderr)
 
 
-def run_dag(options: argparse.Namespace, log: Log) -> None:
+def run_dag(options: argparse.Namespace, output: Output) -> None:
     from wmse.report import write_dag
 
     write_dag(sys.stdin.buffer.read().decode("utf-8", "replace"), _json_object("--jobs", options.jobs), options.out)
 
 
-def run_selfcheck(options: argparse.Namespace, log: Log) -> int:
+def run_selfcheck(options: argparse.Namespace, output: Output) -> int:
     from wmse.selfcheck import selfcheck
 
-    failed = selfcheck(options.results, options.data_root, log, options.quiet)
+    failed = selfcheck(options.results, options.data_root, output, options.quiet)
     if failed:
         raise WmseError(f"selfcheck: {failed} of the checks failed")
     return 0
 
 
-def run_verify(options: argparse.Namespace, log: Log) -> None:
+def run_verify(options: argparse.Namespace, output: Output) -> None:
     from wmse.runs.verify import verify
 
     findings = verify(options.runs, options.data_root, options.results)
     for line in findings.problems:
-        log(line)
+        output(line)
     if findings.problems:
         raise WmseError(findings.summary())
-    log(findings.summary())
+    output(findings.summary())
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------
 
 
-def _project(options: argparse.Namespace) -> Any:
+def _project(options: argparse.Namespace) -> Project:
     from wmse.config import load_project, read_yaml
 
     config = read_yaml(options.root / "config.yaml")
-    return load_project(options.root, {**config, **({"preset": options.preset} if options.preset else {})})
+    return load_project({**config, "preset": options.preset} if options.preset else config)
 
 
 def _selected_run(options: argparse.Namespace) -> tuple[RunSpec, Path, str]:

@@ -4,7 +4,9 @@ Every message names the file or key that is wrong and says what to do; the comma
 and exits with a non-zero status.
 """
 
+import difflib
 import errno
+from collections.abc import Iterable
 
 # The exit status of a run that a signal stopped after it had written a checkpoint: the same command continues it.
 # EX_TEMPFAIL of sysexits.h, on which batch systems can be told to repeat.
@@ -62,3 +64,28 @@ class TrainingError(WmseError):
 
 class OutOfMemoryError(WmseError):
     """The device's or the machine's memory does not suffice; the message names the peak and what to lower."""
+
+
+# --- the words of a message -------------------------------------------------------------------------------------------
+
+
+def unknown(what: str, name: str, allowed: Iterable[str]) -> str:
+    """'unknown <what> <name>', with the likely meaning and the allowed values."""
+    names = sorted(allowed)
+    close = difflib.get_close_matches(name[:100], names, n=1)
+    hint = f" (did you mean '{close[0]}'?)" if close else ""
+    return f"unknown {what} '{shorten(name)}'{hint}; allowed: {', '.join(names)}"
+
+
+def shorten(text: str, width: int = 200) -> str:
+    """Text for a message of one line: at most `width` characters, control characters escaped."""
+    text = text if text.isprintable() else repr(text)[1:-1]
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def show(value: object) -> str:
+    """A value for a message, as Python writes it."""
+    try:
+        return shorten(repr(value))
+    except (ValueError, RecursionError):  # an integer of thousands of digits, a list of lists of lists
+        return f"some {type(value).__name__}"

@@ -1,19 +1,15 @@
-"""Atomic writes, digests and locks: no reader ever sees half a file, or takes a changed one for what was written."""
+"""Atomic writes and digests: no reader sees half a file, or takes a changed one for what was written."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
-import socket
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
-
-from wmse.errors import WmseError
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -48,13 +44,19 @@ def durable_rename(source: Path, target: Path) -> None:
 
 
 def remove_temporaries(target: Path) -> None:
-    """Remove what killed writers of `target` (its name may be a pattern) left; for the holder of the folder's lock."""
+    """Remove the temporary files that killed writers of `target` left; its name may be a pattern.
+
+    Only whoever holds the folder's lock may call this: the files of a writer at work look the same.
+    """
     for leftover in target.parent.glob(f".{target.name}.*.tmp"):
         leftover.unlink(missing_ok=True)
 
 
 def write_text(target: Path, text: str) -> None:
-    """Write `text` atomically; what is no character (half a pair, of a name that is no text) becomes its number."""
+    """Write `text` atomically as UTF-8.
+
+    File names may hold bytes that are no UTF-8; Python reads them as lone surrogates, which are written as an escape.
+    """
     with atomic_path(target) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -82,60 +84,5 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
 
 
 def digests(folder: Path, *names: str) -> dict[str, str]:
-    """`files` of a JSON file: for every name in `folder` "sha256:<hex>"."""
+    """The digest "sha256:<hex>" of every named file in `folder`, as the JSON files of a run list them."""
     return {name: f"sha256:{file_digest(folder / name)}" for name in names}
-
-
-def lock_holder(path: Path) -> str | None:
-    """Who holds the lock on `path` now; None if nobody does, or nobody ever did."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return None if _try_lock(file, fcntl.LOCK_SH) else _holder(file)
-    except FileNotFoundError:
-        return None
-
-
-def take_lock(path: Path, holder: str, error: type[WmseError] = WmseError, wait: bool = False) -> IO[str]:
-    """Take an advisory lock on `path` until the returned file is closed or the process ends, however it ends.
-
-    With `wait`, block until it is free; otherwise raise `error` naming who holds it: what, process id and host.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (stays open on purpose)
-    try:
-        if not _try_lock(file):
-            if not wait:
-                raise error(f"{path} is locked by {_holder(file)}: wait for it to finish, or stop it first")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        file.truncate(0)
-        with contextlib.suppress(OSError):  # on a full disk the lock holds all the same, without a name
-            file.write(f"{holder} (pid {os.getpid()} on {socket.gethostname()})")
-            file.flush()
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-@contextlib.contextmanager
-def exclusive_lock(path: Path, holder: str, error: type[WmseError] = WmseError, wait: bool = False) -> Iterator[None]:
-    """`take_lock` for the length of a block."""
-    file = take_lock(path, holder, error, wait)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # what a full disk did not take
-            file.close()
-
-
-def _try_lock(file: IO[str], kind: int = fcntl.LOCK_EX) -> bool:
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _holder(file: IO[str]) -> str:
-    file.seek(0)
-    return file.read().strip() or "another process"

@@ -152,7 +152,7 @@ def apptainer_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, st
 def shared_runs() -> list[RunSpec]:
     """The runs of the shared configuration."""
     given = {key: json.loads(value) for key, value in (entry.split("=", 1) for entry in SHARED[2:])}
-    return load_project(ROOT, {**read_yaml(ROOT / "config.yaml"), **given}).runs
+    return load_project({**read_yaml(ROOT / "config.yaml"), **given}).runs
 
 
 def results(folder: Path) -> dict[str, dict[str, Any]]:
@@ -334,7 +334,7 @@ def test_docker_stop_writes_a_checkpoint_and_the_next_run_goes_on(tmp_path: Path
     assert "epoch 2/30" in wait_for(lambda: log(first), "epoch 2/30", 90), log(first)
     second = in_docker(folder, *long)
     assert second.returncode == 1
-    assert "another container is working in this results folder" in second.stderr
+    assert "results: at work here is snakemake" in second.stderr
     before = time.monotonic()
     docker("stop", "--time", "30", first)
     assert time.monotonic() - before < 20

@@ -55,7 +55,8 @@ from test_report import GRAPH, make_run
 
 import wmse.features
 from wmse.cli import main
-from wmse.config import RANGES, RunSpec, load_project, make_spec, read_yaml
+from wmse.config import RunSpec, load_project, make_spec, read_yaml
+from wmse.config.spec import FIELDS
 from wmse.datasets import cifar, fashion_mnist, stl10, tiny_imagenet
 from wmse.datasets.archives import FolderFiles, extract_class_tars, open_raw
 from wmse.datasets.decode import decode_image
@@ -722,7 +723,7 @@ def usable(project: Any) -> None:
 
 def test_fuzzed_configurations(fuzz: Any) -> None:
     def check(config: dict[Any, Any]) -> None:
-        outcome(lambda: usable(load_project(ROOT, config)))
+        outcome(lambda: usable(load_project(config)))
 
     deep: Any = 1
     for _ in range(300):
@@ -753,12 +754,12 @@ def test_aliases_of_aliases_are_refused_before_they_are_written_out(
     as_snakemake_reads_it: Any = [0] * 9
     for _ in range(9):
         as_snakemake_reads_it = [as_snakemake_reads_it] * 9
-    message = str(outcome(lambda: load_project(ROOT, {"seeds": as_snakemake_reads_it})))
+    message = str(outcome(lambda: load_project({"seeds": as_snakemake_reads_it})))
     assert "configuration: more than 100,000 values" in message
 
 
 def test_fuzzed_parameters(fuzz: Any) -> None:
-    keys = st.sampled_from([*RANGES, "whitening", "normalize", "optimizer", "variant", "method", "schedule"])
+    keys = st.sampled_from([name for name in FIELDS if name != "benchmark"])
 
     def check(values: dict[str, Any]) -> None:
         result = outcome(lambda: make_spec("cifar10/wmse-4", 0, [values]))
@@ -792,7 +793,7 @@ def test_fuzzed_yaml(tmp_path: Path, fuzz: Any) -> None:
         path.write_bytes(content)
         result = outcome(lambda: read_yaml(path), path.name)
         if not isinstance(result, WmseError):
-            outcome(lambda: load_project(ROOT, result))
+            outcome(lambda: load_project(result))
 
     good = yaml.safe_dump({key: value for key, value in CONFIG.items() if key != "parameters"}).encode()
     bombs = [
@@ -818,7 +819,7 @@ FLAGS = [
     *("--watts", "--seconds", "--json", "--spec", "--out", "--log", "--only", "--jobs", "--results", "--quiet"),
     *("--no-download", "--no-progress", "--help", "--version"),
 ]
-COMMANDS = ["prepare", "runs", "estimate", "pretrain", "evaluate", "report", "dag", "selfcheck", "verify"]
+COMMANDS = ["prepare", "init", "runs", "estimate", "pretrain", "evaluate", "report", "dag", "selfcheck", "verify"]
 ARGUMENTS = st.one_of(
     st.sampled_from(
         [".", "nowhere", "file", "folder", "/dev/full", "cifar10", "cifar10/wmse-2/seed0", "cpu", "quick", "tables"]
@@ -845,8 +846,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("x")
     (tmp_path / "folder").mkdir()
-    for name in ("config.yaml", "workflow"):
-        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "config.yaml").symlink_to(ROOT / "config.yaml")
 
     def check(arguments: list[str]) -> None:
         def act() -> int | None:

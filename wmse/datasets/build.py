@@ -12,7 +12,8 @@ from wmse.datasets.download import DownloadError, download, progress_bar
 from wmse.datasets.prepared import Prepared, load_prepared, write_arrays, write_listing
 from wmse.datasets.source import Archive, Log, Source
 from wmse.errors import DataError
-from wmse.files import exclusive_lock, file_digest, lock_holder
+from wmse.files import file_digest
+from wmse.locks import exclusive_lock, lock_holder
 
 
 def prepare_source(

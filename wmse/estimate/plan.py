@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from wmse.config import RunSpec
 from wmse.datasets import SOURCES, load
 from wmse.encoder import BLOCKS
 from wmse.errors import ConfigError, DataError
-from wmse.training import evaluation_due
 
 PHOTO = (375, 500)  # Height and width in pixels of a typical photograph of ImageNet.
 MINIATURE = (50, 50)  # Height and width in pixels of a typical file of ImageNet in miniature.
@@ -37,7 +35,7 @@ def workload(spec: RunSpec, images: int) -> Workload:
     if images < spec.batch_size:
         raise ConfigError(f"{spec.cell}: batch_size ({spec.batch_size}) exceeds the {images} images")
     steps = spec.epochs * (images // spec.batch_size)
-    evaluations = sum(evaluation_due(spec, epoch) for epoch in range(1, spec.epochs + 1))
+    evaluations = sum(spec.evaluation_due(epoch) for epoch in range(1, spec.epochs + 1))
     return Workload(steps, steps * spec.batch_size * spec.d, evaluations)
 
 
@@ -50,16 +48,6 @@ def image_counts(benchmark: str, data_root: Path) -> dict[str, int]:
         return {name: rows.stop - rows.start for name, rows in SOURCES[benchmark].splits.items()}
 
 
-# Everything else may change what a step costs; a parameter that is added later gets a warm-up of its own by itself.
-SAME_STEP: dict[str, Any] = {
-    **dict.fromkeys(("benchmark", "variant"), ""),
-    **dict.fromkeys(("seed", "epochs", "warmup_iterations", "warmup_epochs", "eval_resize"), 0),
-    **dict.fromkeys(("lr", "momentum", "weight_decay", "lr_drop_factor", "temperature", "target_decay"), 0.0),
-    **{"schedule": "", "lr_drops": (), "normalize": True, "eval_every": 1, "eval_every_final": 1, "knn_k": 1},
-    **{"probe_epochs": 1, "probe_batch_size": 1, "probe_lr": (0.0, 0.0), "probe_weight_decay": 0.0},
-}
-
-
 def image_shape(benchmark: str) -> tuple[int, int]:
     """Height and width of the benchmark's images; where they vary, those of a typical one."""
     side = SOURCES[benchmark].image_size
@@ -70,8 +58,7 @@ def image_shape(benchmark: str) -> tuple[int, int]:
 
 def step_key(spec: RunSpec) -> Hashable:
     """Equal for runs whose training steps cost the same."""
-    same = replace(spec, whitening=spec.resolved_whitening, **SAME_STEP)
-    return same, image_shape(spec.benchmark), SOURCES[spec.benchmark].streamed
+    return spec.same_step(), image_shape(spec.benchmark), SOURCES[spec.benchmark].streamed
 
 
 def extraction_key(spec: RunSpec) -> Hashable:

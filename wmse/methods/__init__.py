@@ -2,7 +2,7 @@
 
 A method is a module with an `encoder`; its `forward` maps the views of a batch to a `StepOutput`, and the trainer does
 everything else. To add one, write a module here with a subclass of `Method`, and a block under `methods` in
-wmse/recipes.yaml that names the class (docs/extending.md shows it).
+wmse/config/recipes.yaml that names the class (docs/extending.md shows it).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from wmse.config import RunSpec, recipes
+from wmse.config import RunSpec, method_class
 from wmse.encoder import Encoder
 
 
@@ -75,7 +75,7 @@ def embed(encoder: nn.Module, head: nn.Module, views: list[Tensor]) -> Tensor:
 
 def build_method(spec: RunSpec, generator_seed: int) -> Method:
     """The method of a run with its initial weights, which depend on `generator_seed` alone."""
-    module, _, name = recipes()["methods"][spec.method]["class"].rpartition(".")
+    module, _, name = method_class(spec.method).rpartition(".")
     kind: type[Method] = getattr(importlib.import_module(module), name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_seed)

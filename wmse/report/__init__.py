@@ -1,7 +1,7 @@
 """The report: tables, plots and verdicts from result files, with the paper's numbers beside ours.
 
 `results` reads and checks runs, `paper` reads the paper's numbers, `compare` puts the two side by side, `tables` and
-`plots` print them, `claims` judges. A new table is a block in wmse/experiments.yaml, a new claim one in claims.yaml; a
+`plots` print them, `claims` judges. A new table is a block in experiments.yaml, a new claim one in claims.yaml; a
 new figure is a function that is added to `compose_plots`.
 Everything is composed before anything is written: an error leaves an older report as it was. A result that is damaged
 or does not fit is no error but left out, and every page says so first: the weeks of other runs stay readable, and no

@@ -1,6 +1,6 @@
 """The paper beside our runs: sections (one per experiment and benchmark) of rows (one per method and spec).
 
-Experiments are defined in wmse/experiments.yaml, the paper's numbers in `paper.csv`.
+Experiments are defined in wmse/config/experiments.yaml, the paper's numbers in `paper.csv`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wmse.config import experiments, paper_variants, parse_label, recipes
+from wmse.config import experiments, paper_table, paper_variants, parse_label, title_of, trained_methods
 from wmse.datasets import SOURCES
 from wmse.report.paper import PaperValue
 from wmse.report.results import BASELINES, Group, Run, group_runs
@@ -140,8 +140,7 @@ def benchmark_title(benchmark: str) -> str:
 
 
 def method_title(method: str) -> str:
-    known = {**recipes()["methods"], **recipes()["baselines"]}
-    return CITED_METHODS.get(method) or known.get(method, {}).get("title", method)
+    return CITED_METHODS.get(method) or title_of(method)
 
 
 def method_label(method: str, d: int | None, variant: str = "") -> str:
@@ -175,7 +174,7 @@ def compare(runs: Iterable[Run], paper: Sequence[PaperValue]) -> list[Section]:
 
 def main_table(benchmark: str) -> str:
     """The main table that a benchmark's methods stand in: its recipe says which, otherwise it is Table 1."""
-    return MAIN_TABLES[recipes()["benchmarks"].get(benchmark, {}).get("table", 1)]
+    return MAIN_TABLES[paper_table(benchmark)]
 
 
 def _main_sections(benchmark: str, values: list[PaperValue], groups: list[Group]) -> list[Section]:
@@ -254,7 +253,7 @@ def _ordered(printed: list[Key], more: list[Key]) -> list[Key]:
 
     Without rows of the paper the others keep their own order, which is that of the experiment.
     """
-    names = [*recipes()["methods"], *BASELINES]
+    names = [*trained_methods(), *BASELINES]
     extra = [key for key in dict.fromkeys(more) if key not in printed]
     if printed:
         extra.sort(key=lambda key: (_position(key[0], names), key[2], key[1] or 0))

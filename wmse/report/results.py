@@ -15,14 +15,14 @@ from typing import Any
 
 import pandas as pd
 
-from wmse.config import IDENTITY, RunSpec, recipes
+from wmse.config import IDENTITY, RunSpec, baselines
 from wmse.datasets import load
 from wmse.errors import DataError
 from wmse.report.paper import METRICS
 from wmse.runs.folder import HISTORY, RESULT, RunFolder
 from wmse.runs.record import RECORD_FORMAT, Record, misfits, read_record, vouch_for_file
 
-BASELINES = tuple(recipes()["baselines"])  # never trained: no pretraining record, no history
+BASELINES = baselines()  # never trained: no pretraining record, no history
 ALWAYS_MEASURED = ("epoch", "seconds", "loss")
 HISTORY_COLUMNS = (*ALWAYS_MEASURED, "knn5_top1", "embedding_std", "effective_rank")
 # A result that is older than a parameter was computed with what is now the parameter's default.

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from wmse.errors import CheckpointError, DataError
-from wmse.files import exclusive_lock
+from wmse.locks import exclusive_lock
 from wmse.provenance import peak_memory_bytes, provenance
 from wmse.runs.folder import ENCODER, PRETRAINED
 from wmse.runs.job import Job

@@ -5,7 +5,7 @@ number, the step, and a resumed run computes what a straight run computes, bit f
 """
 
 from wmse.runs.job import CheckpointPolicy, Job
-from wmse.training.loop import Trainer, evaluation_due, pretrain
+from wmse.training.loop import Trainer, pretrain
 from wmse.training.signals import Stopped
 
-__all__ = ["CheckpointPolicy", "Job", "Stopped", "Trainer", "evaluation_due", "pretrain"]
+__all__ = ["CheckpointPolicy", "Job", "Stopped", "Trainer", "pretrain"]

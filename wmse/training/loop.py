@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from wmse.config import RunSpec
 from wmse.datasets import SOURCES
 from wmse.encoder import save_encoder
 from wmse.errors import CheckpointError, ConfigError, TrainingError
 from wmse.features import extract
-from wmse.files import digests, exclusive_lock, remove_temporaries, write_text
+from wmse.files import digests, remove_temporaries, write_text
 from wmse.images import open_images
+from wmse.locks import exclusive_lock
 from wmse.methods import StepOutput, build_method
 from wmse.probes import embedding_spread, knn_accuracy
 from wmse.provenance import peak_memory_bytes, provenance
@@ -175,7 +175,7 @@ class Trainer:
             views_per_second=round(views / done.seconds, 1),
             embedding_std=done.embedding_std,
             effective_rank=done.effective_rank,
-            knn5_top1=self.knn() if evaluation_due(spec, epoch) else None,
+            knn5_top1=self.knn() if spec.evaluation_due(epoch) else None,
             peak_memory_mb=round(peak_memory_bytes(self.job.runtime.device.type) / 2**20, 1),
         )
         progress.history.append(record)
@@ -269,10 +269,3 @@ class Trainer:
             self.progress.resumed += 1
             steps = job.spec.epochs * self.steps_per_epoch
             job.log(f"continuing {job.spec.run} at step {self.progress.step} of {steps}")
-
-
-def evaluation_due(spec: RunSpec, epoch: int) -> bool:
-    """Whether the 5-nn accuracy is taken after this epoch (1, 2, ...): more often after the first drop of the rate."""
-    final = spec.lr_drops[0] if spec.lr_drops else 0
-    every = spec.eval_every_final if epoch > spec.epochs - final else spec.eval_every
-    return epoch % every == 0 or epoch == spec.epochs

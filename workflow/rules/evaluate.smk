@@ -6,16 +6,16 @@ rule evaluate:
         manifest,
         encoder_of,
     output:
-        run_file("result.json"),
+        RESULT,
     log:
-        run_file("evaluate.log"),
+        f"{RUN}/evaluate.log",
     conda:
-        "../../envs/wmse.yaml"
-    threads: share_of_cores(len(RUNS))
+        CONDA
+    threads: share_of_cores(len(RUNS), CORES, SETTINGS)
     resources:
         gpu=int(GPU),
     params:
         spec=spec_json,
     shell:
-        command("evaluate")
+        stage_command("evaluate", SETTINGS)
         + "--spec {params.spec:q} --out $(dirname {output:q}) --threads {threads} --log {log:q}"

@@ -7,7 +7,7 @@ rule prepare:
     log:
         f"{RESULTS}/logs/prepare/{{benchmark}}.log",
     conda:
-        "../../envs/wmse.yaml"
+        CONDA
     params:
         data_root=lambda wildcards, output: Path(output[0]).parents[2],
         offline="" if SETTINGS["download"] else "--no-download",

@@ -5,18 +5,19 @@ rule pretrain:
     input:
         manifest,
     output:
-        encoder=run_file("encoder.safetensors"),
-        summary=run_file("pretrain.json"),
-        history=run_file("history.csv"),
+        encoder=ENCODER,
+        summary=PRETRAINED,
+        history=HISTORY,
     log:
-        run_file("pretrain.log"),
+        f"{RUN}/pretrain.log",
     conda:
-        "../../envs/wmse.yaml"
-    threads: pretrain_threads
+        CONDA
+    threads: threads_of
     resources:
         gpu=int(GPU),
     params:
         spec=spec_json,
     shell:
-        command("pretrain", PRETRAIN_FLAGS)
+        stage_command("pretrain", SETTINGS)
+        + pretrain_flags(len(TRAINED), CORES, SETTINGS)
         + "--spec {params.spec:q} --out $(dirname {output.encoder:q}) --threads {threads} --log {log:q}"

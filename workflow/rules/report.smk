@@ -11,7 +11,7 @@ rule tables:
     log:
         f"{RESULTS}/logs/tables.log",
     conda:
-        "../../envs/wmse.yaml"
+        CONDA
     params:
         runs=lambda wildcards, input: folders(input.results),
         out=lambda wildcards, output: Path(output[0]).parent,
@@ -31,7 +31,7 @@ rule claims:
     log:
         f"{RESULTS}/logs/claims.log",
     conda:
-        "../../envs/wmse.yaml"
+        CONDA
     params:
         runs=lambda wildcards, input: folders(input.results),
         out=lambda wildcards, output: Path(output[0]).parent,
@@ -73,7 +73,7 @@ rule plots:
     log:
         f"{RESULTS}/logs/plots.log",
     conda:
-        "../../envs/wmse.yaml"
+        CONDA
     params:
         runs=lambda wildcards, input: folders(input.results),
         out=lambda wildcards, output: Path(output[0]).parents[1],
@@ -90,10 +90,10 @@ rule dag:
     log:
         f"{RESULTS}/logs/dag.log",
     conda:
-        "../../envs/wmse.yaml"
+        CONDA
     params:
         snakefile=workflow.main_snakefile,
-        config=rule_graph_config(),
+        config=rule_graph_config(config, SETTINGS["preset"]),
         jobs=json.dumps(
             {
                 "prepare": len(BENCHMARKS),

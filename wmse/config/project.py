@@ -1,0 +1,189 @@
+"""From the configuration to the runs: presets, overrides, patterns of cells, and what a run departs from."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+import os
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from wmse.config.recipes import (
+    FOLDER,
+    baselines,
+    benchmarks,
+    experiments,
+    in_paper,
+    paper_parameters,
+    paper_variants,
+    parse_label,
+)
+from wmse.config.spec import FIELDS, IDENTITY, RunSpec
+from wmse.config.yaml_io import count_values, plain_values, read_yaml, validate
+from wmse.errors import ConfigError, show, unknown
+
+
+def make_label(label: str) -> str:
+    """The canonical form of a method label: `simclr-2` is `simclr`."""
+    method, d, variant = parse_label(label)
+    return RunSpec("", method, d, variant).label
+
+
+def make_spec(cell: str, seed: int, overrides: Sequence[Mapping[str, Any]] = ()) -> RunSpec:
+    """The run of a cell: the paper's recipe with `overrides` applied in order.
+
+    Raises:
+        ConfigError: naming the cell and the key.
+    """
+    benchmark, _, label = cell.partition("/")
+    method, d, variant = parse_label(label)
+    for key in (key for override in overrides for key in override):
+        if key in IDENTITY:
+            raise ConfigError(f"{cell}: '{key}' cannot be overridden: it is part of the run's name")
+    values = paper_parameters(benchmark, method, d, variant, overrides)
+    spec = RunSpec.from_dict({**values, "seed": seed})
+    if method in baselines():
+        decides = {name for name, field in FIELDS.items() if method in field.metadata["baselines"]}
+        kept = {key: value for key, value in spec.to_dict().items() if key in decides or key in IDENTITY}
+        spec = RunSpec.from_dict({**kept, "epochs": 0})
+    return spec
+
+
+def paper_differences(spec: RunSpec) -> dict[str, dict[str, Any]] | None:
+    """Parameters in which a run departs from the paper, each with both values; None where the paper has no such run."""
+    if not spec.trained or not in_paper(spec.benchmark):
+        return None
+    paper = RunSpec.from_dict(paper_parameters(spec.benchmark, spec.method, spec.d, spec.variant)).to_dict()
+    return {
+        key: {"run": value, "paper": paper[key]}
+        for key, value in spec.to_dict().items()
+        if key not in IDENTITY and FIELDS[key].metadata["recipe"] and value != paper[key]
+    }
+
+
+# --- the project's configuration --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Project:
+    """A resolved configuration: what to run and how.
+
+    Attributes:
+        settings: every top-level key with its value (preset and config.yaml merged).
+        runs: the specifications, in the order of the experiments.
+    """
+
+    settings: dict[str, Any]
+    runs: tuple[RunSpec, ...]
+
+    def find(self, run: str) -> RunSpec:
+        """The run with this name (``cell/seedN-hash`` or ``cell/seedN``)."""
+        for spec in self.runs:
+            if run in (spec.run, spec.run.rsplit("-", 1)[0]):
+                return spec
+        raise ConfigError(unknown("run", run, (spec.run.rsplit("-", 1)[0] for spec in self.runs)))
+
+
+def load_project(config: Mapping[str, Any]) -> Project:
+    """Resolve a configuration: the content of config.yaml, or that merged with what Snakemake was given.
+
+    Raises:
+        ConfigError: one message that names the key and what is allowed.
+    """
+    try:
+        count_values(dict(config), {})
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"configuration: {error}") from None
+    config = plain_values(config)
+    presets = {path.stem: path for path in sorted((FOLDER / "presets").glob("*.yaml"))}
+    name = config.get("preset", "quick")
+    if not isinstance(name, str) or name not in presets:
+        raise ConfigError(f"key 'preset': {unknown('preset', str(name), presets)}")
+    preset = plain_values(read_yaml(presets[name]))
+    settings = {**preset, **config, "preset": name}
+    settings["variants"] = {**_mapping(preset, "variants"), **_mapping(config, "variants")}
+    schema = read_yaml(FOLDER / "config.schema.yaml")
+    validate(settings, schema)
+    for key, value in schema["properties"].items():
+        settings.setdefault(key, value.get("default"))
+    for key in ("data_root", "results"):
+        _check_path(key, settings[key])
+    # The preset's patterns come first, so that the user's have the last word.
+    patterns = [*_mapping(preset, "parameters").items(), *_mapping(config, "parameters").items()]
+    return Project(settings, tuple(_runs(settings, patterns)))
+
+
+def _check_path(key: str, path: str) -> None:
+    try:
+        name = os.fsencode(path)
+        usable = b"\0" not in name and len(name) <= 2000 and all(len(part) <= 255 for part in name.split(b"/"))
+    except UnicodeEncodeError:
+        usable = False
+    if not usable:
+        raise ConfigError(f"key '{key}': {show(path)} cannot be the name of a folder")
+
+
+def _mapping(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = config.get(key)
+    if not isinstance(value, dict | types.NoneType):
+        raise ConfigError(f"key '{key}' must be a mapping, got {show(value)}")
+    return value or {}
+
+
+def _runs(settings: Mapping[str, Any], patterns: Sequence[tuple[str, Mapping[str, Any]]]) -> list[RunSpec]:
+    cells = _selected_cells(settings)
+    for pattern, _ in patterns:
+        _check_pattern(pattern)
+    variants = settings["variants"]
+    known = {**variants, **paper_variants()}
+    runs = []
+    for cell, seeds in cells.items():
+        variant = parse_label(cell.partition("/")[2])[2]
+        if variant and variant not in known:
+            raise ConfigError(f"{cell}: {unknown('variant', variant, known)}")
+        overrides = [block for pattern, block in patterns if fnmatch.fnmatchcase(cell, pattern)]
+        runs += [make_spec(cell, seed, [*overrides, variants.get(variant, {})]) for seed in seeds]
+    return runs
+
+
+def _check_pattern(pattern: Any) -> None:
+    if not isinstance(pattern, str):
+        raise ConfigError(f"key 'parameters': pattern {show(pattern)} must be text, e.g. '*/wmse-4'")
+    if "/" not in pattern and pattern != "*":
+        raise ConfigError(f"key 'parameters': pattern '{pattern}' must be '*' or 'BENCHMARK/METHOD', e.g. '*/wmse-4'")
+    benchmark = pattern.partition("/")[0]
+    if not fnmatch.filter(benchmarks(), benchmark):
+        raise ConfigError(f"key 'parameters': pattern '{pattern}': {unknown('benchmark', benchmark, benchmarks())}")
+
+
+def _selected_cells(settings: Mapping[str, Any]) -> dict[str, list[int]]:
+    """The seeds of every cell of the experiments, restricted to `benchmarks` and `methods` where these are given."""
+    blocks = [_experiment(block) for block in settings["experiments"]]
+    for key in ("benchmarks", "methods"):
+        offered = {name for block in blocks for name in block[key]}
+        for name in settings[key] or ():
+            if name not in offered:
+                raise ConfigError(f"key '{key}': {unknown(key[:-1], name, offered)} (or add it under 'experiments')")
+    cells: dict[str, list[int]] = {}
+    for block in blocks:
+        for benchmark, method in itertools.product(block["benchmarks"], block["methods"]):
+            if benchmark not in benchmarks():
+                raise ConfigError(f"key 'experiments': {unknown('benchmark', benchmark, benchmarks())}")
+            if benchmark in (settings["benchmarks"] or [benchmark]) and method in (settings["methods"] or [method]):
+                seeds = cells.setdefault(f"{benchmark}/{make_label(method)}", [])
+                seeds += [seed for seed in block.get("seeds", settings["seeds"]) if seed not in seeds]
+    if not cells:
+        raise ConfigError("keys 'benchmarks' and 'methods' together select no experiment")
+    return cells
+
+
+def _experiment(block: Mapping[str, Any]) -> dict[str, Any]:
+    """A block of the key `experiments` with its methods, which a named experiment brings along."""
+    name = block.get("experiment")
+    if name is not None and name not in experiments():
+        raise ConfigError(f"key 'experiments': {unknown('experiment', name, experiments())}")
+    if name is None and "methods" not in block:
+        raise ConfigError("key 'experiments': a block needs 'methods', or the name of an 'experiment' that has them")
+    return {"methods": experiments()[name]["methods"] if name else [], **block}

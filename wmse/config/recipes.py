@@ -1,0 +1,146 @@
+"""The paper's recipes and experiments, as recipes.yaml and experiments.yaml list them."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wmse.config.yaml_io import plain_values, read_yaml
+from wmse.errors import ConfigError, show, unknown
+
+FOLDER = Path(__file__).parent
+LARGEST = 2**31 - 1  # No number may be larger: this is far above what can be computed, and far below what overflows.
+VIEWS_PER_STEP = 1024  # d * N in the paper, for d = 2 and d = 4
+
+
+@functools.cache
+def recipes() -> dict[str, Any]:
+    """The content of recipes.yaml."""
+    return plain_values(read_yaml(FOLDER / "recipes.yaml"))
+
+
+@functools.cache
+def experiments() -> dict[str, Any]:
+    """The content of experiments.yaml."""
+    return plain_values(read_yaml(FOLDER / "experiments.yaml"))
+
+
+@functools.cache
+def paper_variants() -> dict[str, dict[str, Any]]:
+    """The variants of all experiments by name."""
+    return merge_variants(experiments())
+
+
+def merge_variants(blocks: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The variants of some experiments by name. ConfigError if two experiments have one of the same name."""
+    merged: dict[str, dict[str, Any]] = {}
+    for experiment, block in blocks.items():
+        for name, parameters in block.get("variants", {}).items():
+            if name in merged:
+                raise ConfigError(
+                    f"experiments.yaml: '{experiment}' is not the first with a variant '{name}': rename it"
+                )
+            merged[name] = parameters
+    return merged
+
+
+def benchmarks() -> tuple[str, ...]:
+    """Every benchmark that has a recipe."""
+    return tuple(recipes()["benchmarks"])
+
+
+def trained_methods() -> tuple[str, ...]:
+    """Every method that can be trained."""
+    return tuple(recipes()["methods"])
+
+
+def baselines() -> tuple[str, ...]:
+    """What is evaluated without any training."""
+    return tuple(recipes()["baselines"])
+
+
+def title_of(method: str) -> str:
+    """The name of a method or baseline in tables; of an unknown one, `method` itself."""
+    return {**recipes()["methods"], **recipes()["baselines"]}.get(method, {}).get("title", method)
+
+
+def method_class(method: str) -> str:
+    """The dotted path of the class that implements a method."""
+    return recipes()["methods"][method]["class"]
+
+
+def in_paper(benchmark: str) -> bool:
+    """Whether the paper has runs on this benchmark, whose recipe ours may differ from."""
+    return recipes()["benchmarks"][benchmark].get("paper", True)
+
+
+def paper_table(benchmark: str) -> int:
+    """The number of the paper's table that the benchmark's methods stand in; Table 1 for a benchmark without recipe."""
+    return recipes()["benchmarks"].get(benchmark, {}).get("table", 1)
+
+
+def parse_label(label: str) -> tuple[str, int, str]:
+    """``wmse-4@euclidean`` as (method, d, variant); baselines have d = 1, `simclr` alone has d = 2.
+
+    Raises:
+        ConfigError: the label names no method.
+    """
+    name, _, variant = label.partition("@")
+    method, dash, number = name.partition("-")
+    if method not in (*trained_methods(), *baselines()):
+        allowed = [*trained_methods(), *(f"{m}-<d>" for m in trained_methods()), *baselines()]
+        raise ConfigError(unknown("method", label, allowed))
+    if method in baselines():
+        if dash:
+            raise ConfigError(f"method '{label}': the baseline '{method}' takes no number of positives")
+        return method, 1, variant
+    if dash and not (re.fullmatch(r"[0-9]{1,2}", number) and 2 <= int(number) <= 64):
+        raise ConfigError(f"method {show(label)}: the number of positives must be an integer from 2 to 64")
+    return method, int(number) if dash else 2, variant
+
+
+def paper_parameters(
+    benchmark: str, method: str, d: int, variant: str = "", overrides: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """The paper's parameters of a cell with `overrides` applied in order; relative values are applied last.
+
+    Raises:
+        ConfigError: no such benchmark, or a relative value that cannot be applied.
+    """
+    book = recipes()
+    if benchmark not in book["benchmarks"]:
+        raise ConfigError(unknown("benchmark", benchmark, book["benchmarks"]))
+    recipe = book["benchmarks"][benchmark]
+    changes = {**book["methods"], **book["baselines"]}[method]
+    parameters = {**book["common"], **recipe["parameters"]}
+    parameters |= recipe["positives"].get(d) or {"batch_size": _default_batch(d, parameters["w_size"]), "w_iter": 1}
+    parameters |= changes.get("parameters", {})
+    parameters |= changes.get("benchmarks", {}).get(benchmark, {})
+    relative = {}
+    for block in (paper_variants().get(variant, {}), *overrides):
+        for key, value in block.items():
+            if isinstance(value, str) and value.startswith("*"):
+                relative[key] = value
+            else:
+                parameters[key] = value
+    for key, value in relative.items():
+        parameters[key] = _scaled(f"{benchmark}/{method}@{variant}", key, parameters.get(key), value, d)
+    return {**parameters, "benchmark": benchmark, "method": method, "d": d, "variant": variant}
+
+
+def _scaled(where: str, key: str, value: Any, factor: str, d: int) -> int | float:
+    """`value` times the relative value `factor`, "* NUMBER" or "* NUMBER / d"; an integer stays one, at least 1."""
+    match = re.fullmatch(r"\*\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)(\s*/\s*d)?", factor)
+    usable = isinstance(value, int | float) and abs(value) <= LARGEST  # false for NaN as well
+    if not match or not usable or float(match[1]) == 0:
+        raise ConfigError(f"{where}: {key}: {show(factor)} must be '* NUMBER' or '* NUMBER / d' of a numeric parameter")
+    product = value * float(match[1]) / (d if match[2] else 1)
+    return max(1, round(product)) if isinstance(value, int) else product
+
+
+def _default_batch(d: int, w_size: int) -> int:
+    """Images per step for a number of positives that the paper has no recipe for: equal number of views."""
+    return max(VIEWS_PER_STEP // d // w_size, 1) * w_size

@@ -1,0 +1,159 @@
+"""What the rules of workflow/ compute: locks of a folder, folders for a container, shares of the cores, commands.
+
+Plain functions of the settings; what belongs to Snakemake stays in workflow/rules/common.smk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from wmse.errors import ConfigError, WmseError
+from wmse.locks import lock_holder, take_lock
+
+TEMPLATE = Path(__file__).parent / "template"  # Links to config.yaml and workflow/ of the source; copies in a wheel.
+
+
+# --- a folder to work in ----------------------------------------------------------------------------------------------
+
+
+def init_folder(folder: Path) -> list[Path]:
+    """Put config.yaml and workflow/ into `folder`, and return what was written.
+
+    Raises:
+        ConfigError: one of them is there already; then nothing is written.
+    """
+    config, workflow = folder / "config.yaml", folder / "workflow"
+    for target in (config, workflow):
+        if os.path.lexists(target):
+            raise ConfigError(f"{target}: exists already and stays as it is; nothing was written")
+    shutil.copytree(TEMPLATE / "workflow", workflow, copy_function=shutil.copyfile)
+    shutil.copyfile(TEMPLATE / "config.yaml", config)
+    return [config, workflow]
+
+
+# Snakemake's own lock files in .snakemake/locks outlive a killed Snakemake. The kernel releases these two when the
+# process ends, and so they tell a run that goes on from one that was killed.
+RESULTS_LOCK = ".snakemake.lock"  # in the folder of the results, which one Snakemake works on
+WORKING_LOCK = ".snakemake/wmse.lock"  # in the working folder, where several may work on different results
+
+
+def hold_folders(results: str, command: Sequence[str], folder: Path = Path()) -> list[IO[str]]:
+    """Let nobody else run jobs for the results, from whatever working folder, as long as the files stay open.
+
+    Raises:
+        WmseError: somebody is at work on them; the message names who.
+    """
+    name = shlex.join(command)
+    return [take_lock(Path(results) / RESULTS_LOCK, name), take_lock(folder / WORKING_LOCK, name, shared=True)]
+
+
+def forget_killed_run(results: str, warn: Callable[[str], None], folder: Path = Path()) -> None:
+    """Remove the lock files of a killed Snakemake from the working folder, unless anybody is at work in it."""
+    locks = folder / ".snakemake/locks"
+    if holder := lock_holder(Path(results) / RESULTS_LOCK):
+        warn(f"{results}: at work here is {holder}")
+    elif any(locks.glob("*")) and lock_holder(folder / WORKING_LOCK) is None:
+        warn(f"{results}: the last run here was killed; going on from where it was")
+        shutil.rmtree(locks, ignore_errors=True)
+
+
+# --- containers -------------------------------------------------------------------------------------------------------
+
+
+def outside_folders(project: Path, results: str, data_root: str, benchmarks: Iterable[str]) -> list[tuple[str, str]]:
+    """What a container must see besides the working folder, as (source, place): where data, results and rules lie.
+
+    A symbolic link into another place is visible inside only together with its target.
+    """
+    data = Path(data_root)
+    named = [project, Path(results), data]
+    for benchmark in benchmarks:
+        folder = data / benchmark
+        named += [folder, folder / "raw", folder / "prepared"]
+    seen, pairs = [Path.cwd().resolve()], []
+    for path in named:
+        for place in (Path(os.path.abspath(path)), path.resolve()):  # noqa: PTH100 (a link is a place of its own)
+            if not any(place.is_relative_to(folder) for folder in seen):
+                seen.append(place)
+                pairs.append((str(path.resolve()), str(place)))
+    return pairs
+
+
+def binds(pairs: Iterable[tuple[str, str]], given: str) -> str:
+    """APPTAINER_BIND with these folders besides the `given` ones. WmseError for a path that it cannot hold."""
+    listed = [bind for bind in given.split(",") if bind]
+    for source, place in pairs:
+        if set(",:") & set(source + place):
+            raise WmseError(f"{place}: a path with ',' or ':' cannot be shown in a container")
+        if f"{source}:{place}" not in listed:
+            listed.append(f"{source}:{place}")
+    return ",".join(listed)
+
+
+# --- the share of the machine that a job gets -------------------------------------------------------------------------
+
+
+def uses_gpu(device: str) -> bool:
+    """Whether jobs of this setting run on a GPU of this host."""
+    return device == "cuda" or (device == "auto" and shutil.which("nvidia-smi") is not None)
+
+
+def share_of_cores(jobs: int, cores: int, settings: Mapping[str, Any]) -> int:
+    """Threads of one of `jobs` jobs: the configured number, or what feeds a GPU, or an even share of the cores."""
+    if settings["threads"] != "auto":
+        return settings["threads"]
+    return min(8, cores) if uses_gpu(settings["device"]) else max(1, cores // max(1, min(cores, jobs)))
+
+
+def pretrain_threads(d: int, jobs: int, cores: int, settings: Mapping[str, Any]) -> int:
+    """A share of the cores; when runs are few, twice as much for d = 4 positives as for 2, so that all take as long.
+
+    Many runs even out by themselves, and a core each is what they use best. Snakemake never lets the running jobs'
+    threads exceed the cores.
+    """
+    share = share_of_cores(jobs, cores, settings)
+    if jobs > 2 * cores or uses_gpu(settings["device"]) or settings["threads"] != "auto":
+        return share
+    return share * max(1, d // 2)
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def stage_command(stage: str, settings: Mapping[str, Any]) -> str:
+    """The start of a stage's shell command.
+
+    Settings of the machine stand here and not among a rule's `params`: changing them must not repeat what is finished.
+    """
+    words = _options(settings, "data_root", "preset", "device", "channels_last", "compile")
+    return shlex.join(["wmse", stage, *words, *(["--deterministic"] if settings["deterministic"] else [])]) + " "
+
+
+def pretrain_flags(jobs: int, cores: int, settings: Mapping[str, Any]) -> str:
+    """How often checkpoints are written, and no progress bar where several runs would share the terminal."""
+    words = _options(settings, "checkpoint_seconds", "checkpoint_epochs", "keep_checkpoints")
+    alone = jobs == 1 or uses_gpu(settings["device"]) or share_of_cores(jobs, cores, settings) == cores
+    return shlex.join(words if alone else [*words, "--no-progress"]) + " "
+
+
+def _options(settings: Mapping[str, Any], *keys: str) -> list[str]:
+    """Settings as options of the command line, which writes True as true; without those that are None."""
+    words = []
+    for key in keys:
+        if settings[key] is not None:
+            text = str(settings[key])
+            words += [f"--{key.replace('_', '-')}", text.lower() if isinstance(settings[key], bool) else text]
+    return words
+
+
+def rule_graph_config(config: Mapping[str, Any], preset: str) -> list[str]:
+    """`--config` of a second Snakemake that is to see the same rules: what decides which there are, and their files."""
+    keys = ["preset", "results", "data_root", "experiments", "benchmarks", "methods", "seeds", "parameters", "variants"]
+    given = {**config, "preset": preset}
+    return [f"{key}={json.dumps(given[key])}" for key in keys if key in given]
