@@ -11,6 +11,7 @@ from snakemake.settings.types import DeploymentMethod
 
 from wmse.config import load_project
 from wmse.errors import ConfigError, WmseError
+from wmse.runs.folder import RunFolder
 from wmse.workflow import (
     binds,
     forget_killed_run,
@@ -42,13 +43,9 @@ GPU = uses_gpu(SETTINGS["device"])
 # It installs the package from its source (envs/wmse.post-deploy.sh), so that only a checkout has it.
 CONDA = "../../envs/wmse.yaml" if (SOURCE / "envs/wmse.yaml").exists() else None
 
-RUN = f"{RESULTS}/runs/{{benchmark}}/{{method}}/{{seed}}"
-ENCODER = f"{RUN}/encoder.safetensors"
-PRETRAINED = f"{RUN}/pretrain.json"
-HISTORY = f"{RUN}/history.csv"
-RESULT = f"{RUN}/result.json"
-RESULT_FILES = [f"{RESULTS}/runs/{run}/result.json" for run in RUNS]
-HISTORIES = [f"{RESULTS}/runs/{run}/history.csv" for run in TRAINED]
+RUN = RunFolder(Path(RESULTS, "runs/{benchmark}/{method}/{seed}"))  # of the wildcards
+RESULT_FILES = [RunFolder(Path(RESULTS, "runs", run)).result for run in RUNS]
+HISTORIES = [RunFolder(Path(RESULTS, "runs", run)).history for run in TRAINED]
 PLOTS = expand(
     "{results}/plots/{name}.png",
     results=RESULTS,
@@ -110,7 +107,7 @@ def spec_json(wildcards):
 
 def encoder_of(wildcards):
     """What an evaluation reads besides the data: nothing for the baselines, which have no training."""
-    return [ENCODER, PRETRAINED] if spec_of(wildcards).trained else []
+    return [RUN.encoder, RUN.pretrained] if spec_of(wildcards).trained else []
 
 
 def threads_of(wildcards):

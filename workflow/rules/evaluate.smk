@@ -6,9 +6,9 @@ rule evaluate:
         manifest,
         encoder_of,
     output:
-        RESULT,
+        RUN.result,
     log:
-        f"{RUN}/evaluate.log",
+        RUN.path / "evaluate.log",
     conda:
         CONDA
     threads: share_of_cores(len(RUNS), CORES, SETTINGS)

@@ -5,11 +5,11 @@ rule pretrain:
     input:
         manifest,
     output:
-        encoder=ENCODER,
-        summary=PRETRAINED,
-        history=HISTORY,
+        encoder=RUN.encoder,
+        summary=RUN.pretrained,
+        history=RUN.history,
     log:
-        f"{RUN}/pretrain.log",
+        RUN.path / "pretrain.log",
     conda:
         CONDA
     threads: threads_of
