@@ -59,9 +59,10 @@ def linear_step(
         layer: (c, at least f + 1) float32, weights, the bias and zeros.
         mean, square: the same, moving averages of the gradient and of its square, 0 before step 1.
     """
-    (classes, width), f = layer.shape, features.shape[1]
-    grad, p = np.zeros((classes, width), float32), np.zeros((ROWS, classes), float32)
-    samples = np.zeros((ROWS, width), float32)
+    f = features.shape[1]
+    grad = np.zeros_like(layer)
+    p = np.zeros((ROWS, layer.shape[0]), float32)
+    samples = np.zeros((ROWS, layer.shape[1]), float32)
     samples[:, f] = 1  # what the bias is multiplied with
     for first in range(0, len(index), ROWS):
         rows = index[first : first + ROWS]
@@ -134,7 +135,8 @@ def exp(x: float) -> float:
 def adam(
     grad: ndarray, layer: ndarray, mean: ndarray, square: ndarray, step: int, lr: float, weight_decay: float
 ) -> None:
-    rate, root = float32(lr / (1 - 0.9**step)), float32(np.sqrt(1 - 0.999**step))
+    rate = float32(lr / (1 - 0.9**step))
+    root = float32(np.sqrt(1 - 0.999**step))
     decay = float32(weight_decay)
     for k in range(layer.shape[0]):
         for i in range(layer.shape[1]):
