@@ -253,12 +253,13 @@ def test_so_they_are_at_the_papers_shapes_in_both_precisions(
         return wmse_loss(x, w_size=w_size, w_iter=w_iter, normalize=normalize, generator=seeded(1))
 
     def loop(x: Tensor) -> Tensor:
-        orders = [torch.randperm(n, generator=generator) for generator in [seeded(1)] for _ in range(w_iter)]
-        groups = [[x[:, rows] for rows in order.split(w_size)] for order in orders]
-        white = [torch.stack([whiten_one(view) for view in group]) for parts in groups for group in parts]
-        unit = [z / z.norm(dim=2, keepdim=True) if normalize else z / k**0.5 for z in white]
-        pairs = [(z[i] - z[j]).square().sum(dim=1).mean() for z in unit for i, j in combinations(range(d), 2)]
-        return torch.stack(pairs).mean()
+        generator, distances = seeded(1), []
+        for _ in range(w_iter):
+            for rows in torch.randperm(n, generator=generator).split(w_size):
+                z = [whiten_one(view[rows]) for view in x]
+                z = [group / (group.norm(dim=1, keepdim=True) if normalize else k**0.5) for group in z]
+                distances += [(a - b).square().sum(dim=1).mean() for a, b in combinations(z, 2)]
+        return torch.stack(distances).mean()
 
     v = views(d, n, k, spread=10)
     exact = gradient(loop, v)

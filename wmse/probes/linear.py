@@ -38,20 +38,21 @@ def linear_accuracy(
     weight = torch.empty(num_classes, f).uniform_(-bound, bound, generator=generator)
     bias = torch.empty(num_classes).uniform_(-bound, bound, generator=generator)
     batches = draw_batches(n, batch_size, epochs, lr, generator, train.device)
-    fit = _fit(train.device, num_classes)
+    fit = choose_fit(train.device, num_classes)
     weight, bias = fit(train, train_labels, weight, bias, batches, weight_decay)
     ranked = torch.addmm(bias, test, weight.T).topk(min(max(topk), num_classes), dim=1).indices
     hits = ranked == test_labels[:, None]
     return {k: 100 * hits[:, :k].any(dim=1).double().mean().item() for k in topk if k <= num_classes}
 
 
-MOST_CLASSES_BY_LOOPS = 32  # Above, the tensors' threads are faster than the loops, which use one.
+MOST_CLASSES_BY_LOOPS = 16  # With more, operations on tensors are as fast, and can use more than one thread.
 
 
-def _fit(device: torch.device, num_classes: int) -> Callable[..., tuple[Tensor, Tensor]]:
-    """How the classifier is trained: both functions do the same steps, but for rounding.
+def choose_fit(device: torch.device, num_classes: int) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The function that trains the classifier: by loops on a CPU for few classes, else by tensors.
 
-    Loops on a CPU read every sample once a step, while it stays in the innermost cache.
+    Both make the same steps but for rounding. Products with so few classes are too small for operations on tensors to
+    be fast on a CPU; a loop reads every sample once a step and keeps the parameters in the innermost cache.
     """
     if device.type != "cpu" or num_classes > MOST_CLASSES_BY_LOOPS:
         return fit_by_tensors

@@ -20,9 +20,10 @@ def view_by_loops(images: Tensor, recipe: ViewRecipe, params: ViewParams, sizes:
     """One view of each image, as `make_view` describes it, all on the CPU. The blur is the tensors'."""
     blurs = params.sigma.nonzero()[:, 0] if recipe.blur_p > 0 else ()
     gray = params.gray if recipe.grayscale_p > 0 else torch.zeros_like(params.gray)
-    shift, scale = 255 * torch.tensor(recipe.mean), 255 * torch.tensor(recipe.std)  # as in `normalize`
-    if len(blurs):  # these come before the normalisation
+    if len(blurs):  # `normalize` comes after them
         shift, scale = torch.zeros(3), torch.ones(3)
+    else:
+        shift, scale = 255 * torch.tensor(recipe.mean), 255 * torch.tensor(recipe.std)
     out = torch.empty(len(images), 3, recipe.size, recipe.size)
     tensors = (images, sizes, params.order, params.factors, gray, params.box, params.flip, shift, scale, out)
     arrays = [tensor.contiguous().numpy() for tensor in tensors]
@@ -83,8 +84,9 @@ def one_view(
     """
     height, width = image_size
     top, left, rows, columns = box
-    r, g, b = np.empty(height * width, uint8), np.empty(height * width, uint8), np.empty(height * width, uint8)
-    mean, first = float32(0), 0
+    r, g, b = np.empty((3, height * width), uint8)
+    mean = float32(0)
+    first = 0
     if factors[CONTRAST] != 1:
         cut(image, 0, 0, height, width, r, g, b)
         while order[first] != CONTRAST:
@@ -204,8 +206,11 @@ def bicubic_taps(length: int, size: int) -> tuple[ndarray, ndarray, ndarray]:
     """
     scale = length / size
     stretch = max(scale, 1.0)
-    first, count = np.empty(size, int64), np.empty(size, int64)
-    weights, exact = np.empty((size, int(4 * stretch) + 2), float32), np.empty(int(4 * stretch) + 2)
+    most = int(4 * stretch) + 2
+    first = np.empty(size, int64)
+    count = np.empty(size, int64)
+    weights = np.empty((size, most), float32)
+    exact = np.empty(most)
     for j in range(size):
         center = (j + 0.5) * scale
         first[j] = max(int(np.floor(center - 2 * stretch + 0.5)), 0)
@@ -239,7 +244,8 @@ def resize(
     Both passes add whole lines, which are contiguous: the first one therefore works on the transposed plane.
     """
     size = len(out)
-    turned, middle = np.empty((columns, rows), float32), np.empty((rows, size), float32)
+    turned = np.empty((columns, rows), float32)
+    middle = np.empty((rows, size), float32)
     for y in range(rows):
         for x in range(columns):
             turned[x, y] = plane[y * columns + x]
