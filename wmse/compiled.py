@@ -30,7 +30,7 @@ FUSED = {**STRICT, "fastmath": {"contract"}}
 ANY_ORDER = {**STRICT, "fastmath": {"contract", "reassoc", "nsz"}}
 
 PACKAGE = Path(__file__).parent
-SOURCES = ("compiled.py", "probes/linear_loops.py", "views/loops.py", "views/params.py")  # What the loops are made of.
+SOURCE_FILES = ("compiled.py", "probes/linear_loops.py", "views/loops.py", "views/params.py")  # What the loops are made of.
 
 
 def cache_folder() -> Path | None:
@@ -40,7 +40,7 @@ def cache_folder() -> Path | None:
     write different code into files of the same name. And one for each text of the sources: numba itself notices a
     change in the file of a function, but not in the files of those that it calls.
     """
-    sources = zlib.crc32(b"".join((PACKAGE / name).read_bytes() for name in SOURCES))
+    sources = zlib.crc32(b"".join((PACKAGE / name).read_bytes() for name in SOURCE_FILES))
     cpu = f"{binding.get_host_cpu_name()}-{zlib.crc32(binding.get_host_cpu_features().flatten().encode()):08x}"
     try:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
