@@ -23,14 +23,13 @@ import torch
 from llvmlite import binding
 from numba import njit
 
-# The arithmetic of a loop: IEEE's to the letter; with fused multiplications and additions, as in MKL's products; with
-# sums in whichever order the compiler finds fastest.
+# The arithmetic of a loop: IEEE's to the letter, or with sums in whichever order the compiler finds fastest.
 STRICT = {"error_model": "numpy", "nogil": True}
-FUSED = {**STRICT, "fastmath": {"contract"}}
 ANY_ORDER = {**STRICT, "fastmath": {"contract", "reassoc", "nsz"}}
 
 PACKAGE = Path(__file__).parent
-SOURCE_FILES = ("compiled.py", "probes/linear_loops.py", "views/loops.py", "views/params.py")  # What the loops are made of.
+# The loops are made of these files.
+SOURCE_FILES = ("compiled.py", "probes/linear_loops.py", "views/loops.py", "views/params.py")
 
 
 def cache_folder() -> Path | None:

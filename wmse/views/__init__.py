@@ -33,13 +33,8 @@ def make_view(images: Tensor, recipe: ViewRecipe, params: ViewParams, sizes: Ten
     """
     if sizes is None:
         sizes = torch.tensor(images.shape[-2:]).expand(len(images), 2)
-    if images.is_cuda or recipe.size < SMALLEST_BY_LOOPS:
+    if images.is_cuda:
         return view_by_tensors(images, recipe, params, sizes)
     from wmse.views.loops import view_by_loops  # here, because numba is slow to import
 
     return view_by_loops(images, recipe, params, sizes)
-
-
-# Side of the smallest views that the loops make. MKL adds up the sums of smaller ones in other orders, so that one in
-# ten thousand of their pixels would be rounded the other way; of 75 million values of larger ones not one differed.
-SMALLEST_BY_LOOPS = 12

@@ -11,31 +11,31 @@ from numba import njit
 from numpy import float32, float64, int32, int64, ndarray, uint8
 from torch import Tensor
 
-from wmse.compiled import FUSED, STRICT, cached, in_threads
-from wmse.views.params import BRIGHTNESS, CONTRAST, HUE, SATURATION, ViewParams, ViewRecipe
-from wmse.views.tensors import gaussian_blur, normalize
+from wmse.compiled import STRICT, cached, in_threads
+from wmse.views.params import (
+    BLUR_PASSES,
+    BOX_BITS,
+    BRIGHTNESS,
+    CONTRAST,
+    HUE,
+    SATURATION,
+    WEIGHT_BITS,
+    ViewParams,
+    ViewRecipe,
+    box_filter,
+)
 
 
 def view_by_loops(images: Tensor, recipe: ViewRecipe, params: ViewParams, sizes: Tensor) -> Tensor:
-    """One view of each image, as `make_view` describes it, all on the CPU. The blur is the tensors'."""
-    blurs = params.sigma.nonzero()[:, 0] if recipe.blur_p > 0 else ()
+    """One view of each image, as `make_view` describes it, all on the CPU."""
     gray = params.gray if recipe.grayscale_p > 0 else torch.zeros_like(params.gray)
-    if len(blurs):  # `normalize` comes after them
-        shift, scale = torch.zeros(3), torch.ones(3)
-    else:
-        shift, scale = 255 * torch.tensor(recipe.mean), 255 * torch.tensor(recipe.std)
+    box_filters = box_filter(params.sigma if recipe.blur_p > 0 else torch.zeros_like(params.sigma))
+    shift, scale = 255 * torch.tensor(recipe.mean), 255 * torch.tensor(recipe.std)  # as in `normalize`
     out = torch.empty(len(images), 3, recipe.size, recipe.size)
-    tensors = (images, sizes, params.order, params.factors, gray, params.box, params.flip, shift, scale, out)
-    arrays = [tensor.contiguous().numpy() for tensor in tensors]
+    drawn = (params.order, params.factors, gray, params.box, params.flip, box_filters)
+    arrays = [tensor.contiguous().numpy() for tensor in (images, sizes, *drawn, shift, scale, out)]
     in_threads(lambda start, stop: fill_views(start, stop, *arrays), len(images))
-    if not len(blurs):
-        return out
-    for rows in blurs.split(max(1, BLUR_PIXELS // recipe.size**2)):
-        out[rows] = gaussian_blur(out[rows], params.sigma[rows], recipe.blur_sigma[1])
-    return normalize(out, recipe.mean, recipe.std)
-
-
-BLUR_PIXELS = 2**17  # Pixels that are blurred at a time, so that intermediate results stay in the cache.
+    return out
 
 
 @cached
@@ -49,20 +49,22 @@ def fill_views(
     gray: ndarray,
     box: ndarray,
     flip: ndarray,
+    box_filters: ndarray,
     shift: ndarray,
     scale: ndarray,
     out: ndarray,
 ) -> None:
-    """Jitter, gray, crop, resize, flip and normalise the images from `start` to before `stop`.
+    """Jitter, gray, crop, resize, flip, blur and normalise the images from `start` to before `stop`.
 
     Args:
         images: (N, 3, h, w) uint8; sizes: (N, 2) int64, height and width of each.
-        order, factors, gray, box, flip: as in `ViewParams`.
+        order, factors, gray, box, flip: as in `ViewParams`; box_filters: (N, 3) int64, of the blur.
         shift, scale: (3,) float32; a level x becomes (x - shift) / scale.
         out: (N, 3, H, W) float32.
     """
     for i in range(start, stop):
-        one_view(images[i], sizes[i], order[i], factors[i], gray[i], box[i], flip[i], shift, scale, out[i])
+        drawn = order[i], factors[i], gray[i], box[i], flip[i], box_filters[i]
+        one_view(images[i], sizes[i], *drawn, shift, scale, out[i])
 
 
 @njit(**STRICT)
@@ -74,6 +76,7 @@ def one_view(
     gray: bool,
     box: ndarray,
     flip: bool,
+    box_filter: ndarray,
     shift: ndarray,
     scale: ndarray,
     out: ndarray,
@@ -105,8 +108,15 @@ def one_view(
     if gray:
         turn_gray(r, g, b, n)
     across, down = bicubic_taps(columns, len(out[0])), bicubic_taps(rows, len(out[0]))
+    size = len(out[0])
+    levels = np.empty(size * size, uint8)
     for channel, plane in enumerate((r, g, b)):
-        resize(plane, rows, columns, across, down, flip, shift[channel], scale[channel], out[channel])
+        resize(plane, rows, columns, across, down, flip, levels)
+        if box_filter[1] < 1 << BOX_BITS:
+            blur(levels, size, box_filter[0], box_filter[1], box_filter[2])
+        for y in range(size):
+            for x in range(size):
+                out[channel, y, x] = (float32(levels[y * size + x]) - shift[channel]) / scale[channel]
 
 
 @njit(**STRICT)
@@ -148,10 +158,11 @@ def luma(r: int, g: int, b: int) -> int:
 
 @njit(**STRICT)
 def mean_luma(r: ndarray, g: ndarray, b: ndarray, n: int) -> float:
+    """The mean luminance, rounded half up."""
     total = int64(0)
     for i in range(n):
         total += luma(r[i], g[i], b[i])
-    return np.floor(float32(total) / float32(n) + float32(0.5))
+    return float32((2 * total + n) // (2 * n))
 
 
 @njit(**STRICT)
@@ -170,112 +181,128 @@ def turn_gray(r: ndarray, g: ndarray, b: ndarray, n: int) -> None:
 
 @njit(**STRICT)
 def rotate_hue(r: ndarray, g: ndarray, b: ndarray, n: int, shift: float) -> None:
-    """`shift_hue` of the tensors, digit for digit, but for its products that stand for choices."""
-    steps = np.trunc(shift * float32(255))
+    """To Pillow's HSV of eight bits each, the hue shifted, and back."""
+    steps = int32(np.trunc(float64(shift) * 255))
     for i in range(n):
         x, y, z = float32(r[i]), float32(g[i]), float32(b[i])
         value = max(max(x, y), z)
         chroma = value - min(min(x, y), z)
         divisor = max(chroma, float32(1))
-        # In PIL the distances are float and their sums double; the floor below sees the difference.
+        # Pillow's distances and sixths are float, the sums between them double: the last digit decides about a level.
         x_far, y_far = float64((value - x) / divisor), float64((value - y) / divisor)
         z_far = float64((value - z) / divisor)
         sixths = z_far - y_far if x == value else (x_far - z_far + 2 if y == value else y_far - x_far + 4)
         turns = float64(float32(sixths)) / 6 + 1
-        hue = float32(np.floor(float64(float32(turns - np.floor(turns))) * 255)) + steps
-        hue = (hue - np.floor(hue / float32(256)) * float32(256)) * float32(6 / 255)
-        saturation = np.floor(chroma * float32(255) / max(value, float32(1))) / float32(255)
-        r[i] = tent(hue, float32(3), float32(-1), float32(2), saturation, value)
-        g[i] = tent(hue, float32(2), float32(1), float32(-1), saturation, value)
-        b[i] = tent(hue, float32(4), float32(1), float32(-1), saturation, value)
+        hue = float32(np.floor(float64(float32(turns - np.floor(turns))) * 255) if chroma > 0 else 0)
+        hue = float32((int32(hue) + steps) & 255)
+        saturation = np.floor(chroma * float32(255) / max(value, float32(1)))
+        r[i] = darken(value, saturation, float32(510) - abs(float32(6) * hue - float32(765)))
+        g[i] = darken(value, saturation, abs(float32(6) * hue - float32(510)) - float32(255))
+        b[i] = darken(value, saturation, abs(float32(6) * hue - float32(1020)) - float32(255))
 
 
 @njit(**STRICT)
-def tent(hue: float, centre: float, sign: float, offset: float, saturation: float, value: float) -> int:
-    distance = min(max(abs(hue - centre) * sign + offset, float32(0)), float32(1))
-    return uint8((float32(1) - distance * saturation) * value + float32(0.5))
+def darken(value: float, saturation: float, distance: float) -> int:
+    """A channel at a `distance` from the pure hue, in 255ths; no quotient lies half-way between two levels."""
+    distance = min(max(distance, float32(0)), float32(255))
+    return uint8(value - np.floor(value * saturation * distance / float32(65025) + float32(0.5)))
 
 
 @njit(**STRICT)
 def bicubic_taps(length: int, size: int) -> tuple[ndarray, ndarray, ndarray]:
-    """`bicubic_weights` of a whole axis without its zeros.
-
-    Returns:
-        For each output pixel the first input pixel and their number, (size,) int64, and the weights (size, most)
-        float32.
-    """
     scale = length / size
     stretch = max(scale, 1.0)
-    most = int(4 * stretch) + 2
-    first = np.empty(size, int64)
-    count = np.empty(size, int64)
-    weights = np.empty((size, most), float32)
-    exact = np.empty(most)
+    support, shrink = 2 * stretch, 1 / stretch
+    first, count = np.empty(size, int64), np.empty(size, int64)
+    most = int(np.ceil(support)) * 2 + 1
+    weights, exact = np.empty((size, most), int32), np.empty(most)
     for j in range(size):
         center = (j + 0.5) * scale
-        first[j] = max(int(np.floor(center - 2 * stretch + 0.5)), 0)
-        count[j] = min(int(np.floor(center + 2 * stretch + 0.5)), length) - first[j]
+        first[j] = max(int(center - support + 0.5), 0)
+        count[j] = min(int(center + support + 0.5), length) - first[j]
         total = 0.0
         for k in range(count[j]):
-            t = abs((first[j] + k + 0.5 - center) / stretch)
+            t = abs((k + first[j] - center + 0.5) * shrink)
             near = (1.5 * t - 2.5) * t * t + 1
-            far = ((-0.5 * t + 2.5) * t - 4) * t + 2
+            far = (((t - 5) * t + 8) * t - 4) * -0.5
             exact[k] = near if t < 1 else (far if t < 2 else 0.0)
             total += exact[k]
         for k in range(count[j]):
-            weights[j, k] = exact[k] / total
+            weight = exact[k] / total * (1 << WEIGHT_BITS)
+            weights[j, k] = int32(weight - 0.5 if weight < 0 else weight + 0.5)
     return first, count, weights
 
 
 @njit(**STRICT)
-def resize(
-    plane: ndarray,
-    rows: int,
-    columns: int,
-    across: tuple[ndarray, ndarray, ndarray],
-    down: tuple[ndarray, ndarray, ndarray],
-    flip: bool,
-    shift: float,
-    scale: float,
-    out: ndarray,
-) -> None:
-    """Resample rows * columns levels to `out` (H, W) by the taps of either direction, flip and normalise.
+def resize(plane, rows, columns, across, down, flip, out):
+    """Resample rows * columns levels to levels `out` (size * size) by the taps of either direction, and flip.
 
     Both passes add whole lines, which are contiguous: the first one therefore works on the transposed plane.
     """
-    size = len(out)
-    turned = np.empty((columns, rows), float32)
-    middle = np.empty((rows, size), float32)
+    size = len(across[0])
+    turned, middle = np.empty((columns, rows), int32), np.empty((rows, size), int32)
     for y in range(rows):
         for x in range(columns):
             turned[x, y] = plane[y * columns + x]
-    line = np.empty(max(rows, size), float32)
+    line = np.empty(max(rows, size), int32)
     first, count, weights = across
     for j in range(size):
         weigh_lines(turned, first[j], count[j], weights[j], line)
         place = size - 1 - j if flip else j
         for y in range(rows):
-            middle[y, place] = round_level(line[y])  # PIL rounds between the passes
+            middle[y, place] = line[y]  # Pillow rounds between the passes
     first, count, weights = down
     for i in range(size):
         weigh_lines(middle, first[i], count[i], weights[i], line)
         for x in range(size):
-            out[i, x] = (round_level(line[x]) - shift) / scale
-
-
-@njit(**FUSED)
-def weigh_lines(lines: ndarray, first: int, count: int, weights: ndarray, out: ndarray) -> None:
-    """The weighted sum of `count` rows of `lines`, in their order and fused: as MKL's product rounds it."""
-    n = lines.shape[1]
-    for x in range(n):
-        out[x] = weights[0] * lines[first, x]
-    for k in range(1, count):
-        line, weight = lines[first + k], weights[k]
-        for x in range(n):
-            out[x] += weight * line[x]
+            out[i * size + x] = uint8(line[x])
 
 
 @njit(**STRICT)
-def round_level(x: float) -> float:
-    """Clipped to [0, 255] and rounded, half to even."""
-    return np.rint(min(max(x, float32(0)), float32(255)))
+def weigh_lines(lines: ndarray, first: int, count: int, weights: ndarray, out: ndarray) -> None:
+    """The weighted sum of `count` rows of `lines`, in whole levels."""
+    n = lines.shape[1]
+    for x in range(n):
+        out[x] = 1 << (WEIGHT_BITS - 1)
+    for k in range(count):
+        line, weight = lines[first + k], weights[k]
+        for x in range(n):
+            out[x] += weight * line[x]
+    for x in range(n):
+        out[x] = min(max(out[x] >> WEIGHT_BITS, 0), 255)
+
+
+@njit(**STRICT)
+def blur(plane: ndarray, size: int, radius: int, full: int, part: int) -> None:
+    """Pillow's Gaussian blur in place: a box filter three times along the columns, then three times along the rows."""
+    turned = np.empty((size, size), uint8)
+    lines = plane.reshape(size, size)
+    for _ in range(2):  # first the horizontal passes, as sums of whole columns
+        for y in range(size):
+            for x in range(size):
+                turned[x, y] = lines[y, x]
+        for _ in range(BLUR_PASSES):
+            box_pass(turned, size, radius, full, part)
+        lines[:] = turned
+
+
+@njit(**STRICT)
+def box_pass(lines: ndarray, size: int, radius: int, full: int, part: int) -> None:
+    """Replace each row by the weighted sum of itself and its neighbours up to `radius + 1` rows away."""
+    last = size - 1
+    before = lines.copy()
+    total = np.empty(size, int64)
+    for x in range(size):
+        total[x] = 0
+    for k in range(-radius, radius + 1):
+        row = before[min(max(k, 0), last)]
+        for x in range(size):
+            total[x] += row[x]
+    for i in range(size):
+        near, far = before[max(i - radius - 1, 0)], before[min(i + radius + 1, last)]
+        out = lines[i]
+        for x in range(size):
+            out[x] = (total[x] * full + (int64(near[x]) + int64(far[x])) * part + (1 << (BOX_BITS - 1))) >> BOX_BITS
+        gone = before[max(i - radius, 0)]
+        for x in range(size):
+            total[x] += int64(far[x]) - int64(gone[x])

@@ -10,6 +10,9 @@ from torch import Tensor
 
 # The operations of the colour jitter, as `ViewParams.order` names them.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+WEIGHT_BITS = 22  # Pillow's weights of a resize are whole numbers in units of 2^-22,
+BOX_BITS = 24  # and those of its box filter in units of 2^-24.
+BLUR_PASSES = 3  # Box filters along an axis that make a Gaussian blur.
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,15 @@ class ViewParams:
 
     def to(self, device: torch.device | str) -> ViewParams:
         """Copy to a device; from the CPU to a GPU without waiting for it."""
-
-        def move(t: Tensor) -> Tensor:
-            pinned = t.pin_memory() if torch.device(device).type == "cuda" else t
-            return pinned.to(device, non_blocking=True)
-
-        return ViewParams(*(move(getattr(self, field.name)) for field in fields(self)))
+        return ViewParams(*(on_device(getattr(self, field.name), device) for field in fields(self)))
 
     def __getitem__(self, index: slice | Tensor) -> ViewParams:
         return ViewParams(*(getattr(self, field.name)[index] for field in fields(self)))
+
+
+def on_device(x: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor of the CPU on a device; the host does not wait for a GPU."""
+    return x.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else x.to(device)
 
 
 def draw_params(
@@ -138,3 +141,21 @@ def _central_box(height: Tensor, width: Tensor, ratio: tuple[float, float]) -> T
     h = torch.minimum(height, (width / ratio[0]).round().long())
     w = torch.minimum(width, (height * ratio[1]).round().long())
     return torch.stack([(height - h) // 2, (width - w) // 2, h, w], dim=1)
+
+
+def box_filter(sigma: Tensor) -> Tensor:
+    """The box filter whose passes make up Pillow's Gaussian blur of the standard deviations `sigma` (N,) in pixels.
+
+    Returns:
+        (N, 3) int64: its radius, the weight of the pixels within it, and that of the two beyond, in units of 2^-24.
+
+    Pillow computes with float, and with double where its constants are.
+    """
+    variance = sigma * sigma / BLUR_PASSES
+    length = (12 * variance.double() + 1).sqrt().float()
+    whole = ((length.double() - 1) / 2).floor().float()
+    fraction = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
+    radius = whole + fraction / (6 * (variance - (whole + 1) * (whole + 1)))
+    inside = radius.long()
+    full = (2**BOX_BITS / (radius * 2 + 1)).long()
+    return torch.stack([inside, full, (2**BOX_BITS - (2 * inside + 1) * full) // 2], dim=1)

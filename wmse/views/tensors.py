@@ -1,37 +1,40 @@
 """Views in operations on whole batches of tensors, on any device.
 
 Shapes: N images, (h, w) input, (H, W) output, channels R, G, B. Pixels are float32 but hold whole grey levels from 0 to
-255: every operation rounds where PIL's does, so that a view differs from PIL's by a level here and there.
+255, and every operation gives the levels that Pillow gives: sums of products are split so that each partial sum is a
+whole number which float32 holds exactly, whatever the order of its terms.
 """
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, pad
 
-from wmse.views.params import CONTRAST, HUE, SATURATION, ViewParams, ViewRecipe
-
-LUMA = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # PIL's convert("L"), ITU-R 601; exact in float32.
+from wmse.views.params import (
+    BLUR_PASSES,
+    BOX_BITS,
+    CONTRAST,
+    HUE,
+    SATURATION,
+    WEIGHT_BITS,
+    ViewParams,
+    ViewRecipe,
+    box_filter,
+    on_device,
+)
 
 
 def view_by_tensors(images: Tensor, recipe: ViewRecipe, params: ViewParams, sizes: Tensor) -> Tensor:
     """One view of each image, as `make_view` describes it. sizes: (N, 2) on the CPU, like `params`."""
-    pixels = sizes.prod(dim=1)
-    if images.is_cuda:
-        params = params.to(images.device)
-        pixels = pixels.pin_memory().to(images.device, non_blocking=True)
-    x = images.float()
-    x = color_jitter(x, params.factors, params.order, pixels)
+    drawn = params.to(images.device)
+    x = color_jitter(images.float(), drawn.factors, drawn.order, on_device(sizes.prod(dim=1), images.device))
     if recipe.grayscale_p > 0:
-        gray = params.gray.float()[:, None, None, None]
-        x = torch.lerp(x, to_gray(x).expand_as(x), gray)  # exact for weights 0 and 1
-    x = resized_crop(x, params.box, recipe.size, params.flip)
+        x = torch.where(drawn.gray[:, None, None, None], to_gray(x), x)
+    x = resized_crop(x, params.box, recipe.size, drawn.flip)
     if recipe.blur_p > 0:
-        x = gaussian_blur(x, params.sigma, recipe.blur_sigma[1])
+        x = gaussian_blur(x, params.sigma)
     return normalize(x, recipe.mean, recipe.std)
 
 
@@ -46,9 +49,9 @@ def normalize(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Ten
 
 
 def to_gray(x: Tensor) -> Tensor:
-    """Luminance of (N, 3, h, w) in whole levels, as (N, 1, h, w)."""
+    """Luminance (ITU-R 601) of (N, 3, h, w) in whole levels, as (N, 1, h, w)."""
     r, g, b = x.unbind(1)
-    return (LUMA[0] * r + LUMA[1] * g + LUMA[2] * b).add_(0.5).floor_().unsqueeze(1)
+    return ((19595 * r + 38470 * g + 7471 * b + 32768) / 65536).floor().unsqueeze(1)
 
 
 def color_jitter(x: Tensor, factors: Tensor, order: Tensor, pixels: Tensor | None = None) -> Tensor:
@@ -59,147 +62,174 @@ def color_jitter(x: Tensor, factors: Tensor, order: Tensor, pixels: Tensor | Non
         pixels: (N,) number of pixels of each image, None for h * w; what lies outside an image is zero.
 
     Brightness, contrast and saturation are all a blend ``f * x + (1 - f) * base`` with a different base (black, the
-    image's mean luminance, the pixel's luminance), so one position of the order is one blend for all images, except
-    for the quarter of the images whose hue is due. As in PIL, a blend is clipped and its fraction is cut off.
-
-    Choices are multiplications by 0 or 1 here and in `shift_hue`: on a CPU `torch.where` takes thirty times as long as
-    a product, and `remainder` twenty times; without them the jitter is 1.7 times as fast.
+    image's mean luminance, the pixel's luminance), so one position of the order is one blend for all images. As in
+    Pillow, a blend is clipped and its fraction is cut off.
     """
-    area = x.shape[-2] * x.shape[-1] if pixels is None else pixels[:, None, None, None]
+    if pixels is None:
+        pixels = torch.full((len(x),), x.shape[-2] * x.shape[-1], device=x.device)
     for position in range(4):
-        operation = order[:, position]
-        factor = factors.gather(1, operation[:, None])[:, :, None, None]
-        is_hue = operation == HUE
+        operation = order[:, position, None, None, None]
+        factor = factors.gather(1, order[:, position, None])[:, :, None, None]
         luma = to_gray(x)
         # Zero outside the image until its contrast is changed, after which the mean is not needed again.
-        contrast_base = (luma.sum(dim=(2, 3), keepdim=True) / area).add_(0.5).floor_()
-        pick = operation[:, None, None, None]
-        base = luma.mul_(pick == SATURATION).add_(contrast_base * (pick == CONTRAST))
-        blend = torch.where(is_hue[:, None, None, None], 1.0, factor)
-        # Not as one fused multiplication and addition: before the floor, its last digit would differ from PIL's.
-        x = (x - base).mul_(blend).add_(base).clamp_(0, 255).floor_()  # exactly x where blend is 1
-        x = _shift_hue_of(x, is_hue, factor[:, 0])
-    return x
-
-
-def _shift_hue_of(x: Tensor, is_hue: Tensor, shift: Tensor) -> Tensor:
-    if x.is_cuda:  # no data-dependent shapes: they would make the host wait for the device
-        return torch.where(is_hue[:, None, None, None], shift_hue(x, shift), x)
-    rows = (is_hue & (shift[:, 0, 0] != 0)).nonzero()[:, 0]
-    if len(rows):
-        x.index_copy_(0, rows, shift_hue(x.index_select(0, rows), shift[rows]))
+        total = luma.sum(dim=(1, 2, 3), dtype=torch.int64)
+        mean = ((2 * total + pixels) // (2 * pixels)).to(x.dtype)[:, None, None, None]
+        base = torch.where(operation == SATURATION, luma, torch.where(operation == CONTRAST, mean, 0.0))
+        # Not as one fused multiplication and addition: before the floor, its last digit would differ from Pillow's.
+        blended = ((x - base) * factor + base).clamp(0, 255).floor()
+        rotated = torch.where(factor == 0, x, shift_hue(x, factor[:, 0]))
+        x = torch.where(operation == HUE, rotated, blended)
     return x
 
 
 def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Rotate the hue of (N, 3, h, w) by `shift` turns, broadcast as (N, 1, 1), through PIL's HSV of eight bits each."""
+    """Rotate the hue of (N, 3, h, w) by `shift` turns, broadcast as (N, 1, 1), through Pillow's HSV of 8 bits each."""
     r, g, b = x.unbind(1)
-    value = torch.maximum(torch.maximum(r, g), b)
-    chroma = value - torch.minimum(torch.minimum(r, g), b)
-    divisor = chroma.clamp(min=1)
-    r, g, b = ((value - channel).div_(divisor) for channel in (r, g, b))  # distances to the largest channel, 0 to 1
-    # 1 where this channel is the largest, else 0: other distances are at least 1/255. The first of several counts.
-    red = (1 - 256 * r).clamp_(min=0)
-    green = (1 - 256 * g).clamp_(min=0).mul_(1 - red)
-    # In PIL the distances are float and their sums double; the floor below sees the difference.
-    r, g, b = r.double(), g.double(), b.double()
-    sixths = (b - g).mul_(red).add_((r - b).add_(2).mul_(green)).add_((g - r).add_(4).mul_(1 - red - green))
-    turns = sixths.float().double().div_(6).add_(1)
+    value = x.amax(dim=1)
+    chroma = value - x.amin(dim=1)
+    # The hue in sixths of a turn, times the chroma.
+    place = torch.where(r == value, g - b, torch.where(g == value, b - r + 2 * chroma, r - g + 4 * chroma))
+    place = torch.where(place < 0, place + 6 * chroma, place)
+    hue = hue_table(str(x.device))[(HUE_PLACES * chroma + place).long()]
     # The hue has 255 steps a turn but wraps around at 256.
-    hue = turns.sub_(turns.floor()).float().double().mul_(255).floor_().float().add_((shift * 255).trunc())
-    hue = hue.sub_((hue / 256).floor_().mul_(256)).mul_(6 / 255)
-    saturation = (chroma.mul_(255) / value.clamp(min=1)).floor_().div_(255)
-    out = torch.empty_like(x)
+    hue = (hue + (255 * shift.double()).trunc()).remainder(256).to(x.dtype)
+    saturation = (255 * chroma / value.clamp(min=1)).floor()
+    channels = []
     # HSV to RGB without a case analysis: each channel's distance from the pure hue is a clipped tent over the circle.
-    for channel, (centre, sign, offset) in zip(out.unbind(1), ((3, -1, 2), (2, 1, -1), (4, 1, -1)), strict=True):
-        distance = (hue - centre).abs_().mul_(sign).add_(offset).clamp_(0, 1)
-        channel.copy_(distance.mul_(saturation).neg_().add_(1).mul_(value).add_(0.5).floor_())
-    return out
+    for centre, sign, offset in ((3, -1, 2), (2, 1, -1), (4, 1, -1)):
+        distance = ((6 * hue - 255 * centre).abs() * sign + 255 * offset).clamp(0, 255)
+        # Whole numbers: the quotient by 255 * 255 is never half-way between two levels, but may come close.
+        missing = (2 * (value * saturation * distance).int() + 255 * 255).div(2 * 255 * 255, rounding_mode="floor")
+        channels.append(value - missing)
+    return torch.stack(channels, dim=1)
+
+
+HUE_PLACES = 6 * 256  # Places of a hue in the table for one chroma, which uses the first 6 * chroma of them.
+
+
+@lru_cache(maxsize=8)
+def hue_table(device: str) -> Tensor:
+    """Pillow's hue for every chroma and place on the circle: (256 * HUE_PLACES,) float32.
+
+    Pillow computes it in a mixture of float and double, whose roundings decide about a level now and then.
+    """
+    chroma = torch.arange(256, dtype=torch.float64)[:, None].clamp(min=1)
+    place = torch.arange(HUE_PLACES, dtype=torch.float64)
+    r, g, b = (
+        torch.minimum(channel.clamp(min=0), chroma)  # of a colour of this hue whose smallest channel is 0
+        for channel in (
+            (place - 3 * chroma).abs() - chroma,
+            2 * chroma - (place - 2 * chroma).abs(),
+            2 * chroma - (place - 4 * chroma).abs(),
+        )
+    )
+    from_r, from_g, from_b = (((chroma - channel) / chroma).float().double() for channel in (r, g, b))
+    others = torch.where(g == chroma, 2 + from_r - from_b, 4 + from_g - from_r)
+    sixths = torch.where(r == chroma, from_b - from_g, others)
+    turns = (sixths.float().double() / 6 + 1).remainder(1).float().double()
+    hue = (turns * 255).floor()
+    hue[0] = 0  # gray has none
+    return hue.float().flatten().to(device)
 
 
 # --- geometry ---------------------------------------------------------------------------------------------------------
 
 
 def resized_crop(x: Tensor, box: Tensor, size: int, flip: Tensor | None = None) -> Tensor:
-    """Cut a box out of each image and resize it bicubically to (size, size), with PIL's antialiasing.
+    """Cut a box out of each image and resize it bicubically to (size, size), with Pillow's antialiasing.
 
     Args:
-        x: (N, 3, h, w); box: (N, 4) of top, left, height, width; flip: (N,) mirror left and right afterwards.
+        x: (N, 3, h, w); box: (N, 4) of top, left, height, width, on the CPU; flip: (N,) mirror left and right
+            afterwards.
 
     Returns:
-        (N, 3, size, size). Both directions are one small matrix product per image.
+        (N, 3, size, size). Both directions are matrix products per image.
     """
-    n, c, h, w = x.shape
-    rows = crop_matrix(box[:, 0], box[:, 2], h, size)
-    columns = crop_matrix(box[:, 1], box[:, 3], w, size)
+    h, w = x.shape[-2:]
+    rows = crop_matrix(box[:, 0], box[:, 2], h, size, x.device)
+    columns = crop_matrix(box[:, 1], box[:, 3], w, size, x.device)
     if flip is not None:
-        columns = torch.lerp(columns, columns.flip(1), flip.float()[:, None, None])  # exact for weights 0 and 1
-    x = to_levels(torch.bmm(x.reshape(n, c * h, w), columns.mT)).view(n, c, h, size)  # PIL rounds between the passes
-    return to_levels(torch.matmul(rows[:, None], x))
+        columns = torch.where(flip[:, None, None], columns.flip(1), columns)
+    x = weigh(x, columns, WEIGHT_BITS)  # Pillow rounds between the passes
+    return weigh(x.mT, rows, WEIGHT_BITS).mT
 
 
-def to_levels(x: Tensor) -> Tensor:
-    """Clip to [0, 255] and round to whole levels, in place."""
-    return x.clamp_(0, 255).round_()
+LOW_BITS = 8  # The low bits of the weights are summed up apart from the others.
+MOST_TAPS = 448  # Sums of the low bits of more products than these may not fit into the 24 bits of float32.
 
 
-def crop_matrix(start: Tensor, length: Tensor, in_size: int, out_size: int) -> Tensor:
-    """Matrices that crop [start, start + length) of an axis and resample it to `out_size`: (N, out_size, in_size).
+def weigh(x: Tensor, weights: Tensor, bits: int) -> Tensor:
+    """Weighted sums along the rows of images, rounded half up and clipped to whole levels.
 
-    For small images the rows come out of a table of all lengths, shifted to `start`.
+    Args:
+        x: (N, c, h, w) whole levels; weights: (N, W, w), or (W, w) for all images, whole numbers in units of 2^-bits.
+
+    Returns:
+        (N, c, h, W) float32.
+    """
+    lines = x.flatten(1, 2).to(weights.dtype)
+    high = (weights / 2**LOW_BITS).round()
+    low = weights - 2**LOW_BITS * high
+    carried = ((lines @ low.mT + 2 ** (bits - 1)) / 2**LOW_BITS).floor()
+    levels = ((lines @ high.mT + carried) / 2 ** (bits - LOW_BITS)).floor().clamp(0, 255)
+    return levels.float().unflatten(1, x.shape[1:3])
+
+
+def crop_matrix(start: Tensor, length: Tensor, in_size: int, out_size: int, device: torch.device) -> Tensor:
+    """Weights that crop [start, start + length) of an axis and resample it to `out_size`: (N, out_size, in_size).
+
+    start, length: (N,) int64 on the CPU, where the weights are computed, so that they are the same everywhere.
     """
     if in_size > TABLE_LIMIT:
-        return bicubic_weights(start, length, in_size, out_size)
-    table = _table_on(in_size, out_size, str(start.device))
-    source = torch.arange(in_size, device=start.device) - start[:, None]  # column of the uncropped matrix
-    index = torch.where((source >= 0) & (source < length[:, None]), source, in_size)  # the last column is zero
-    return table[length].gather(2, index[:, None, :].expand(-1, out_size, -1))
+        first, weights = bicubic_taps(length, out_size)
+    else:
+        table_first, table_weights = _taps_of_all_lengths(-(-in_size // 128) * 128, out_size)
+        first, weights = table_first[length], table_weights[length]
+    first, weights = on_device(first + start[:, None], device), on_device(weights, device)
+    taps = weights.shape[2]
+    matrix = weights.new_zeros(len(start), out_size, in_size + taps)  # the last taps may reach beyond, with weights 0
+    matrix.scatter_(2, first[:, :, None] + torch.arange(taps, device=device), weights)
+    return matrix[:, :, :in_size]
 
 
-TABLE_LIMIT = 128  # a table takes 4 * in_size^2 * out_size bytes: 4 MB for 128 -> 64 pixels
+TABLE_LIMIT = 1024  # Weights for axes of at most so many pixels are looked up in a table of all lengths.
 
 
 @lru_cache(maxsize=16)
-def _table_on(in_size: int, out_size: int, device: str) -> Tensor:
-    """(in_size + 1, out_size, in_size + 1): for each length from 0 the resampling matrix, with a last zero column."""
-    length = torch.arange(1, in_size + 1)
-    table = torch.zeros(in_size + 1, out_size, in_size + 1)
-    table[1:, :, :in_size] = bicubic_weights(torch.zeros_like(length), length, in_size, out_size)
-    return table.to(device)
+def _taps_of_all_lengths(most: int, out_size: int) -> tuple[Tensor, Tensor]:
+    """`bicubic_taps` for every length from 0 to `most`."""
+    return bicubic_taps(torch.arange(most + 1).clamp(min=1), out_size)
 
 
-def bicubic_weights(start: Tensor, length: Tensor, in_size: int, out_size: int) -> Tensor:
-    """PIL's bicubic filter (a = -0.5, support widened when shrinking) over [start, start + length) of an axis.
-
-    Args:
-        start, length: (N,) int64.
+def bicubic_taps(length: Tensor, out_size: int) -> tuple[Tensor, Tensor]:
+    """Pillow's bicubic filter (a = -0.5, support widened when shrinking) over axes of `length` (N,) pixels.
 
     Returns:
-        (N, out_size, in_size) float32 whose rows sum to one.
+        The first input pixel of every output pixel, (N, out_size) int64, and the weights of it and of those that
+        follow in units of 2^-22, (N, out_size, taps): whole numbers in float32, or in float64 if there are many.
     """
-    length = length.double()[:, None, None]
-    scale = length / out_size
+    pixels = length.double()[:, None]
+    scale = pixels / out_size
     stretch = scale.clamp(min=1)
-    out = torch.arange(out_size, device=start.device, dtype=torch.float64)[:, None]
-    pixel = torch.arange(in_size, device=start.device, dtype=torch.float64) - start[:, None, None]
-    center = (out + 0.5) * scale
+    center = (torch.arange(out_size, dtype=torch.float64) + 0.5) * scale
     first = (center - 2 * stretch + 0.5).floor().clamp(min=0)
-    last = torch.minimum((center + 2 * stretch + 0.5).floor(), length)
-    t = ((pixel + 0.5 - center) / stretch).abs()
+    count = torch.minimum((center + 2 * stretch + 0.5).floor(), pixels) - first
+    taps = int(count.max())
+    k = torch.arange(taps, dtype=torch.float64)
+    t = ((k + first[:, :, None] - center[:, :, None] + 0.5) * (1 / stretch)[:, :, None]).abs()
     near = (1.5 * t - 2.5) * t * t + 1
-    far = ((-0.5 * t + 2.5) * t - 4) * t + 2
-    weight = torch.where(t < 1, near, torch.where(t < 2, far, 0.0))
-    weight = torch.where((pixel >= first) & (pixel < last), weight, 0.0)
-    return (weight / weight.sum(dim=2, keepdim=True)).float()
-
-
-def bicubic_matrix(in_size: int, out_size: int) -> Tensor:
-    """The (out_size, in_size) matrix of PIL's bicubic resize of a whole axis."""
-    return bicubic_weights(torch.tensor([0]), torch.tensor([in_size]), in_size, out_size)[0]
+    far = (((t - 5) * t + 8) * t - 4) * -0.5
+    weight = torch.where(t < 1, near, torch.where(t < 2, far, 0.0)) * (k < count[:, :, None])
+    total = torch.zeros_like(center)
+    for i in range(taps):  # in this order, as the last digit may decide
+        total += weight[:, :, i]
+    weight = weight / total[:, :, None] * 2**WEIGHT_BITS
+    rounded = torch.where(weight < 0, weight - 0.5, weight + 0.5).trunc()
+    return first.long(), rounded.float() if taps <= MOST_TAPS else rounded
 
 
 def resize_center_crop(images: Tensor, resize: int, size: int) -> Tensor:
-    """Shorter side to `resize` (bicubic, PIL), then the central (size, size): the un-augmented view of an image.
+    """Shorter side to `resize` (bicubic, Pillow), then the central (size, size): the un-augmented view of an image.
 
     Args:
         images: (N, 3, h, w) uint8.
@@ -210,47 +240,40 @@ def resize_center_crop(images: Tensor, resize: int, size: int) -> Tensor:
     h, w = images.shape[-2:]
     short = min(h, w)
     new_h, new_w = (resize, int(resize * w / short)) if h == short else (int(resize * h / short), resize)
-    rows = bicubic_matrix(h, new_h).to(images.device)
-    columns = bicubic_matrix(w, new_w).to(images.device)
-    top, left = round((new_h - size) / 2), round((new_w - size) / 2)
     if size > min(new_h, new_w):
         raise ValueError(f"a crop of {size} pixels does not fit into images resized to {new_h} x {new_w}")
-    x = to_levels(images.float() @ columns[left : left + size].T)  # PIL rounds between the passes
-    return to_levels(rows[top : top + size] @ x)
+    top, left = round((new_h - size) / 2), round((new_w - size) / 2)
+    start = torch.zeros(1, dtype=torch.int64)
+    rows = crop_matrix(start, start + h, h, new_h, images.device)[0, top : top + size]
+    columns = crop_matrix(start, start + w, w, new_w, images.device)[0, left : left + size]
+    x = weigh(images, columns, WEIGHT_BITS)  # Pillow rounds between the passes
+    return weigh(x.mT, rows, WEIGHT_BITS).mT
 
 
 # --- blur -------------------------------------------------------------------------------------------------------------
 
 
-def gaussian_blur(x: Tensor, sigma: Tensor, largest: float) -> Tensor:
-    """PIL's Gaussian blur of (N, 3, H, W) with each image's own standard deviation in pixels; 0 changes nothing.
+def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
+    """Pillow's Gaussian blur of (N, 3, H, H) with each image's own standard deviation in pixels; 0 changes nothing.
 
-    PIL approximates the Gaussian by three passes of a box filter along each axis. A pass repeats the edge pixels
-    outside and rounds to whole levels.
+    Pillow approximates the Gaussian by three passes of a box filter along the rows, then along the columns. A pass
+    repeats the edge pixels outside and rounds to whole levels.
 
     Args:
-        largest: upper bound of sigma; it sets the width of the kernels.
+        sigma: (N,), on the CPU.
     """
-    n, c, h, w = x.shape
-    reach = math.floor(box_radius(torch.tensor(largest)).item()) + 1
-    tap = torch.arange(-reach, reach + 1, device=x.device)
-    radius = box_radius(sigma)[:, None]
-    kernel = (radius + 1 - tap.abs()).clamp(0, 1) / (2 * radius + 1)
-    kernel = kernel.to(x.dtype).repeat_interleave(c, dim=0)
-    x = x.reshape(1, n * c, h, w)
-    along_rows, along_columns = kernel[:, None, None], kernel[:, None, :, None]
-    for weight, margin in ((along_rows, (reach, reach, 0, 0)), (along_columns, (0, 0, reach, reach))):
+    size = x.shape[-1]
+    radius, full, part = (column[:, None] for column in box_filter(sigma).unbind(1))
+    distance = torch.arange(max(size, int(radius.max()) + 2))
+    weight = torch.where(distance <= radius, full, torch.where(distance == radius + 1, part, 0)).float()
+    beyond = weight.sum(dim=1, keepdim=True) - weight.cumsum(dim=1)  # the sum of the weights of larger distances
+    weight, beyond = (on_device(values[:, :size], x.device) for values in (weight, beyond))
+    pixel = torch.arange(size, device=x.device)
+    matrix = weight[:, (pixel[:, None] - pixel).abs()]
+    matrix[:, :, 0] += beyond  # an edge pixel stands for those outside, too
+    matrix[:, :, -1] += beyond.flip(1)
+    for _ in range(2):
         for _ in range(BLUR_PASSES):
-            x = to_levels(conv2d(pad(x, margin, mode="replicate"), weight, groups=n * c))
-    return x.view(n, c, h, w)
-
-
-BLUR_PASSES = 3
-
-
-def box_radius(sigma: Tensor) -> Tensor:
-    """Radius of the box filter, with a fraction, whose passes have the standard deviation `sigma`; float64."""
-    variance = sigma.double().square() / BLUR_PASSES
-    whole = ((12 * variance + 1).sqrt().sub(1) / 2).floor()
-    part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1).square()))
-    return whole + part
+            x = weigh(x, matrix, BOX_BITS)
+        x = x.mT
+    return x
