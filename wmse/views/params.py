@@ -86,7 +86,7 @@ def draw_params(
     """
 
     def uniform(low: float, high: float) -> Tensor:
-        return torch.empty(n).uniform_(low, high, generator=generator)
+        return draw_uniform((n,), low, high, generator)
 
     def chance(p: float) -> Tensor:
         return torch.rand(n, generator=generator) < p
@@ -106,6 +106,11 @@ def draw_params(
     )
 
 
+def draw_uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
+    """Float32 numbers from [low, high). Unlike torch's `uniform_`, it rounds alike on every processor."""
+    return torch.rand(shape, generator=generator) * (high - low) + low
+
+
 def draw_crops(
     n: int,
     height: int | Tensor,
@@ -121,9 +126,9 @@ def draw_crops(
     none fits, the largest central box within the range of ratios is taken.
     """
     height, width = torch.as_tensor(height).expand(n), torch.as_tensor(width).expand(n)
-    area = torch.empty(n, attempts).uniform_(*scale, generator=generator) * (height * width)[:, None]
-    log_ratio = torch.empty(n, attempts).uniform_(math.log(ratio[0]), math.log(ratio[1]), generator=generator)
-    aspect = log_ratio.exp()
+    area = draw_uniform((n, attempts), *scale, generator).double() * (height * width)[:, None]
+    # In double, so that no processor's rounding of the exponential decides about a pixel.
+    aspect = draw_uniform((n, attempts), math.log(ratio[0]), math.log(ratio[1]), generator).double().exp()
     w = (area * aspect).sqrt().round().long()
     h = (area / aspect).sqrt().round().long()
     fits = (w > 0) & (w <= width[:, None]) & (h > 0) & (h <= height[:, None])
