@@ -95,7 +95,8 @@ def smallest(scores: Tensor, count: int) -> Tensor:
 def _nearest(test: Tensor, train: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k nearest of each row's candidates (m, c), the first ones among equals, and their squared distances."""
     candidates = candidates.sort(dim=1).values
-    distance = (train[candidates].double() - test[:, None].double()).square().sum(dim=2)
+    # In place: fresh memory costs as much as the arithmetic.
+    distance = train[candidates].double().sub_(test[:, None]).square_().sum(dim=2)
     distance, order = distance.sort(dim=1, stable=True)
     return candidates.gather(1, order[:, :k]), distance[:, :k]
 
