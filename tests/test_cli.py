@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, tiny_spec
 
+from builders import ROOT
+from builders.runs import tiny_spec
 from wmse.cli import main
 from wmse.errors import STOPPED_EXIT
 from wmse.methods import StepOutput

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import matplotlib.figure  # noqa: F401 (heavy imports: once, not in every child)
 import pytest
-from conftest import ArrayDataset, tiny_spec
 
 import wmse.features  # noqa: F401
+from builders.runs import tiny_spec
 from wmse.cli import main
-from wmse.datasets import load, prepare
+from wmse.datasets import ArrayDataset, load, prepare
 from wmse.datasets.download import download
 from wmse.datasets.source import Archive
 from wmse.errors import DataError
