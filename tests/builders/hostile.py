@@ -160,6 +160,7 @@ class Canary:
 
 
 def idx(*sizes: int, values: int) -> bytes:
+    """A file in the form of MNIST that announces these sizes and holds so many bytes."""
     return struct.pack(f">4B{len(sizes)}I", 0, 0, 8, len(sizes), *sizes) + bytes(values)
 
 
@@ -178,6 +179,7 @@ def circle() -> bytes:
 
 
 def picture(mode: str, form: str, size: tuple[int, int] = (9, 7)) -> bytes:
+    """An image file of one colour in any of Pillow's modes and formats."""
     buffer = io.BytesIO()
     Image.new(mode, size, 1).save(buffer, form)
     return buffer.getvalue()

@@ -23,6 +23,7 @@ def quiet(line: str) -> None:
 
 
 def prepare_raw(source: Source, data_root: Path) -> Prepared:
+    """What becomes of the raw files below `data_root`; nothing is downloaded."""
     return prepare_source(source, data_root, download=False, progress=False, log=quiet)
 
 
@@ -46,6 +47,7 @@ def with_archive(source: Source, path: Path) -> Source:
 
 
 def pack(folder: Path, archive: Path) -> None:
+    """Make a zip file or a gzipped tar file of a folder, by the suffix of `archive`."""
     if archive.suffix == ".zip":
         with zipfile.ZipFile(archive, "w") as file:
             for path in sorted(folder.rglob("*")):
@@ -62,12 +64,14 @@ def jpeg(shade: int, size: int = 64, mode: str = "RGB") -> bytes:
 
 
 def put(path: Path, content: bytes | str) -> Path:
+    """Write a file and the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
 
 def tar_bytes(members: dict[str, bytes]) -> bytes:
+    """A tar file with these members."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, content in members.items():
@@ -119,6 +123,7 @@ def python2_pickle(batch: dict[bytes, object]) -> bytes:
 
 
 def write_cifar(name: str, form: str, raw: Path, dump: Callable[[dict], bytes] = python2_pickle) -> Path:
+    """The batches in the form "python" or "binary"; returns their folder."""
     archive = next(archive for archive in SOURCES[name].archives if archive.form == form)
     folder = raw / archive.folder
     for batch, (pixels, labels) in cifar_batches(name).items():
@@ -168,6 +173,7 @@ def tiny_source() -> Source:
 
 
 def write_tiny(raw: Path) -> Path:
+    """Two training images and one for validation of every class; returns the folder."""
     folder = raw / "tiny-imagenet-200"
     order = [WNIDS[1], WNIDS[0], WNIDS[2]]
     put(folder / "wnids.txt", "\n".join(order) + "\n")
@@ -193,6 +199,7 @@ def imagenet_source(name: str = "imagenet", classes: int = 3) -> Source:
 
 
 def write_imagenet(raw: Path, wnids: list[str], flat_val: bool = False) -> None:
+    """Two training images and one for validation of every class; `flat_val` puts the latter into one folder."""
     rows = ["ImageId,PredictionString"]
     for index, wnid in enumerate(wnids):
         for number in range(2):

@@ -12,6 +12,17 @@ from wmse.files import write_sealed_json
 from wmse.report import write_tables
 
 REDUCED = {"epochs": {"run": 10, "paper": 1000}, "width": {"run": 16, "paper": 64}}
+PNG = b"\x89PNG\r\n\x1a\n"
+GRAPH = """digraph snakemake_dag {
+    0[label = "all", color = "0.1 0.6 0.85"];
+    1[label = "tables", color = "0.1 0.6 0.85"];
+    2[label = "evaluate", color = "0.1 0.6 0.85"];
+    3[label = "dag", color = "0.1 0.6 0.85"];
+    1 -> 0
+    2 -> 0
+    2 -> 1
+    3 -> 0
+}"""
 
 
 def make_run(
@@ -119,16 +130,3 @@ def read_csv(file: Path) -> list[dict[str, str]]:
 def rows_of(part: str) -> list[str]:
     """First cells of a section's table, without its head."""
     return [line.split(" | ")[0].strip("| ") for line in part.splitlines() if line.startswith("| ")][2:]
-
-
-GRAPH = """digraph snakemake_dag {
-    0[label = "all", color = "0.1 0.6 0.85"];
-    1[label = "tables", color = "0.1 0.6 0.85"];
-    2[label = "evaluate", color = "0.1 0.6 0.85"];
-    3[label = "dag", color = "0.1 0.6 0.85"];
-    1 -> 0
-    2 -> 0
-    2 -> 1
-    3 -> 0
-}"""
-PNG = b"\x89PNG\r\n\x1a\n"

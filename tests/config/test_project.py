@@ -9,6 +9,7 @@ import pytest
 from wmse.config import load_project
 from wmse.errors import ConfigError
 
+# The quick preset with fewer cells.
 METHODS = ["simclr", "wmse-2", "wmse-4", "random", "pixels"]
 QUICK = {"preset": "quick", "experiments": [{"benchmarks": ["fashion_mnist"], "methods": METHODS}]}
 

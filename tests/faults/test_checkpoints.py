@@ -25,8 +25,6 @@ from wmse.runs.folder import CHECKPOINTS
 from wmse.training import CheckpointPolicy, Stopped, pretrain
 from wmse.training.checkpoint import list_checkpoints
 
-# --- damaged checkpoints ----------------------------------------------------------------------------------------------
-
 
 def cut(content: bytes) -> bytes:
     return content[: len(content) // 2]

@@ -27,9 +27,7 @@ from wmse.datasets.download import download
 from wmse.datasets.source import Archive
 
 # What is made here is meant to be strange; a warning about it is no finding.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Duplicate name", "ignore:Reading `.npy`", "ignore:overflow encountered in multiply"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")
 
 
 # --- downloads --------------------------------------------------------------------------------------------------------

@@ -36,9 +36,7 @@ from wmse.datasets.prepared import load_prepared
 from wmse.errors import DataError
 
 # What is made here is meant to be strange; a warning about it is no finding.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Duplicate name", "ignore:Reading `.npy`", "ignore:overflow encountered in multiply"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:Reading `.npy`")
 
 
 # --- data sets --------------------------------------------------------------------------------------------------------

@@ -25,9 +25,7 @@ from wmse.runtime import Runtime
 from wmse.training import pretrain
 
 # What is made here is meant to be strange; a warning about it is no finding.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Duplicate name", "ignore:Reading `.npy`", "ignore:overflow encountered in multiply"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in multiply")
 
 
 def test_fuzzed_encoders(tmp_path: Path, fuzz: Any) -> None:
