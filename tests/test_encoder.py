@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import tiny_spec
 from torch import Tensor, nn
 from torchvision.models import resnet18, resnet50
 
+from builders.runs import tiny_spec
+from builders.tensors import seeded
 from wmse.encoder import STEMS, Encoder, projection_head
 from wmse.methods import build_encoder, build_method, embed
 from wmse.methods.simclr import SimCLR
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=seeded(seed))
 
 
 @pytest.mark.parametrize(("stem", "stride"), [("cifar", 1), ("small", 2), ("imagenet", 4)])
