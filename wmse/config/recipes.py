@@ -13,7 +13,7 @@ from wmse.errors import ConfigError, show, unknown
 
 FOLDER = Path(__file__).parent
 LARGEST = 2**31 - 1  # No number may be larger: this is far above what can be computed, and far below what overflows.
-VIEWS_PER_STEP = 1024  # d * N in the paper, for d = 2 and d = 4
+VIEWS_PER_STEP = 1024  # The paper has this many, d * N, for d = 2 and for d = 4.
 
 
 @functools.cache

@@ -36,13 +36,13 @@ class RunEstimate:
     kwh: float | None = None
 
 
-def estimate_runs(runs: Sequence[RunSpec], runs_folder: Path, data_root: Path, warm_up: WarmUp) -> list[RunEstimate]:
-    """The cost of every run; those with a result in `runs_folder` are done and cost nothing more."""
+def estimate_runs(runs: Sequence[RunSpec], results: Path, data_root: Path, warm_up: WarmUp) -> list[RunEstimate]:
+    """The cost of every run; those with a result in the folder `results` are done and cost nothing more."""
     estimates = []
     for spec in runs:
         counts = image_counts(spec.benchmark, data_root)
         work = workload(spec, counts["pretrain"])
-        done = RunFolder(runs_folder / spec.run).result.exists()
+        done = RunFolder.of(results, spec.run).result.exists()
         counted = RunEstimate(spec.run.rsplit("-", 1)[0], done, **asdict(work), batch_size=spec.batch_size)
         estimates.append(counted if done else price(counted, spec, counts, warm_up))
     return estimates
@@ -101,7 +101,9 @@ def format_number(value: float | None) -> str:
     """Three significant digits and no exponent; an em dash for None."""
     if value is None:
         return "—"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value >= 1e-3 else f"{value:.1g}" if value else "0"
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value >= 1e-3 else f"{value:.1g}"
 
 
 def format_hours(hours: float) -> str:

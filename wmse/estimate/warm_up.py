@@ -35,7 +35,7 @@ PROBE_VALUES = 2**26  # The most values of a probe's synthetic features: a quart
 KNN_TEST = 512  # The test samples of the timed k-NN, two chunks of the real one.
 FILES = 32  # The number of different synthetic JPEG files; a longer list repeats them.
 
-Task = Callable[[], object]  # what is measured, once
+Task = Callable[[], object]  # Does once what is measured.
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from wmse.datasets.build import placed_raw, verify_raw
 from wmse.datasets.prepared import MANIFEST, prepared_folder
 from wmse.errors import DataError, explain
 from wmse.files import file_digest
-from wmse.runs.folder import CHECKPOINT_NAME, ENCODER, PRETRAINED, RESULT, RunFolder
+from wmse.runs.folder import CHECKPOINT_NAME, ENCODER, PRETRAINED, RESULT, RunFolder, run_folders
 from wmse.runs.record import WRITE_AGAIN, misfits, read_record, vouch_for_file
 
 
@@ -42,7 +42,7 @@ def verify(run_dirs: Sequence[Path], data_root: Path, results: Path, progress: b
     for folder in run_dirs:
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder; name directories of runs, such as {results}/runs/*/*/*")
-    folders = list(run_dirs) or sorted(path for path in (results / "runs").glob("*/*/*") if path.is_dir())
+    folders = list(run_dirs) or run_folders(results)
     sources = [source for name, source in SOURCES.items() if (data_root / name).is_dir()]
     findings = Findings()
     digests: dict[str, str] = {}
@@ -62,7 +62,8 @@ def verify(run_dirs: Sequence[Path], data_root: Path, results: Path, progress: b
 def _verify_data(source: Source, data_root: Path, digests: dict[str, str], findings: Findings) -> None:
     """Every archive or folder that was placed or downloaded, where its digests are published; the prepared form."""
     for path, archive in placed_raw(source, data_root / source.name / "raw"):
-        if archive.digest if path.is_file() else any(archive.files.values()):
+        published = archive.digest if path.is_file() else any(archive.files.values())
+        if published:
             findings.checked["raw data"] += 1
             _attempt(findings, verify_raw, path, archive)
     if (prepared_folder(source, data_root) / MANIFEST).exists():

@@ -14,7 +14,7 @@ import torch
 from wmse.config import RunSpec
 from wmse.errors import CheckpointError
 from wmse.files import atomic_path
-from wmse.runs.folder import CHECKPOINT_NAME
+from wmse.runs.folder import CHECKPOINT_NAME, checkpoint_name
 from wmse.runtime import lacks_memory
 
 CHECKPOINT_FORMAT = 3
@@ -35,7 +35,7 @@ def save_checkpoint(folder: Path, spec: RunSpec, step: int, state: dict[str, Any
     content = io.BytesIO()  # written to a file, torch would report a full disk as an error of its own
     torch.save({"format": CHECKPOINT_FORMAT, "run": spec.run, "hash": spec.hash, **state}, content)
     digest = hashlib.sha256(content.getbuffer()).hexdigest()
-    new = folder / f"step-{step:09d}-{digest[:16]}.pt"
+    new = folder / checkpoint_name(step, digest)
     with atomic_path(new) as temporary:
         temporary.write_bytes(content.getbuffer())
     earlier = [path for at, path in list_checkpoints(folder) if at < step]

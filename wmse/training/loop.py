@@ -59,7 +59,7 @@ def pretrain(job: Job) -> None:
         stop_on_signals() as received,
         out_of_memory(where, job.runtime.device, TRAINING_MEMORY),
     ):
-        for target in (folder.checkpoints / "step-*", folder.history, folder.encoder, folder.pretrained):
+        for target in (folder.checkpoints / "*", folder.history, folder.encoder, folder.pretrained):
             remove_temporaries(target)
         trainer = Trainer(job, stop=lambda: received[0] if received else None)
         steps = spec.epochs * trainer.steps_per_epoch

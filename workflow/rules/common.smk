@@ -43,9 +43,9 @@ GPU = uses_gpu(SETTINGS["device"])
 # It installs the package from its source (envs/wmse.post-deploy.sh), so that only a checkout has it.
 CONDA = "../../envs/wmse.yaml" if (SOURCE / "envs/wmse.yaml").exists() else None
 
-RUN = RunFolder(Path(RESULTS, "runs/{benchmark}/{method}/{seed}"))  # of the wildcards
-RESULT_FILES = [RunFolder(Path(RESULTS, "runs", run)).result for run in RUNS]
-HISTORIES = [RunFolder(Path(RESULTS, "runs", run)).history for run in TRAINED]
+RUN = RunFolder.of(Path(RESULTS), "{benchmark}/{method}/{seed}")  # of the wildcards
+RESULT_FILES = [RunFolder.of(Path(RESULTS), run).result for run in RUNS]
+HISTORIES = [RunFolder.of(Path(RESULTS), run).history for run in TRAINED]
 PLOTS = expand(
     "{results}/plots/{name}.png",
     results=RESULTS,
