@@ -46,11 +46,8 @@ CONDA = "../../envs/wmse.yaml" if (SOURCE / "envs/wmse.yaml").exists() else None
 RUN = RunFolder.of(Path(RESULTS), "{benchmark}/{method}/{seed}")  # of the wildcards
 RESULT_FILES = [RunFolder.of(Path(RESULTS), run).result for run in RUNS]
 HISTORIES = [RunFolder.of(Path(RESULTS), run).history for run in TRAINED]
-PLOTS = expand(
-    "{results}/plots/{name}.png",
-    results=RESULTS,
-    name=["training", "dynamics", "accuracy", "collapse", "time", "dag"],
-)
+FIGURES = ["training", "dynamics", "accuracy", "collapse", "time"]
+PLOTS = [f"{RESULTS}/plots/{name}.png" for name in [*FIGURES, "dag"]]
 
 
 wildcard_constraints:
@@ -115,9 +112,26 @@ def threads_of(wildcards):
     return pretrain_threads(spec_of(wildcards).d, len(TRAINED), CORES, SETTINGS)
 
 
-def folders(files):
-    """The folders of some files."""
-    return [str(Path(file).parent) for file in files]
+def figure(name):
+    """A figure with its caption, for Snakemake's own report."""
+    return report(
+        f"{RESULTS}/plots/{name}.png",
+        caption=f"../report/{name}.rst",
+        category="Plots",
+    )
+
+
+def result_folders(wildcards, input):
+    """The folders of the runs whose results a rule reads."""
+    return [str(Path(file).parent) for file in input.results]
+
+
+def report_command(part):
+    """The shell command that writes a part of the report."""
+    return (
+        f"wmse report --only {part} --data-root {shlex.quote(DATA)}"
+        " --out {params.out:q} --log {log:q} {params.runs:q}"
+    )
 
 
 def manifest(wildcards):
