@@ -39,7 +39,7 @@ def quiet(line: str) -> None:
 
 
 def run(source: Source, data_root: Path) -> Prepared:
-    return prepare_source(source, data_root, download=False, progress=False, log=quiet)
+    return prepare_source(source, data_root, download=False, log=quiet)
 
 
 def small(source: Source, counts: dict[str, tuple[int, int | None]], **changes) -> Source:

@@ -49,10 +49,11 @@ def _read_python(content: bytes, *, fine: bool, where: str) -> tuple[np.ndarray,
         batch = _BatchUnpickler(io.BytesIO(content)).load()
         labels = batch[b"fine_labels" if fine else b"labels"]
         _, (count, width), dtype, columns_first, values = batch[b"data"].state
-        kind = dtype.name, width, type(count), type(values), type(labels)
+        bytes_of_pixels = dtype.name in ("u1", b"u1") and width == _PIXELS and type(values) is bytes
+        fits = bytes_of_pixels and type(count) is int and len(values) == count * _PIXELS and type(labels) is list
     except Exception as error:  # a hostile or cut pickle can raise anything
         raise DataError(f"{where}: not a CIFAR batch ({type(error).__name__}: {str(error)[:200]})") from error
-    if kind[0] not in ("u1", b"u1") or kind[1:] != (_PIXELS, int, bytes, list) or len(values) != count * _PIXELS:
+    if not fits:
         raise DataError(f"{where}: expected uint8 pixels of shape (n, {_PIXELS}) and n labels")
     if count != len(labels) or not all(type(label) is int and 0 <= label < 256 for label in labels):
         raise DataError(f"{where}: expected as many labels as images, whole numbers from 0")

@@ -11,6 +11,7 @@ import functools
 import os
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from wmse.datasets.archives import extract_class_tars, unpack_tar, unpacked_limit
@@ -161,22 +162,15 @@ _ARCHIVES = (
         name="ILSVRC2012_img_train.tar",
         size=147_897_477_120,
         digest="md5:1d675b47d978889d74fa0da5fadfb00e",
-        urls=(),
-        folder="",
         form="tar of class tars",
-        files={},
     ),
     Archive(
         name="ILSVRC2012_img_val.tar",
         size=6_744_924_160,
         digest="md5:29b22e2961454d5413ddabcf34fc5622",
-        urls=(),
-        folder="",
         form="tar",
-        files={},
     ),
 )
-_TERMS = "non-commercial research and education, terms of access to be accepted on image-net.org"
 _TRAIN_1K = Rows("train", 0, 1_281_167)
 _TRAIN_100 = Rows("train", 0, 126_689)
 
@@ -184,7 +178,7 @@ IMAGENET = Source(
     name="imagenet",
     title="ImageNet (ILSVRC 2012)",
     homepage="https://image-net.org/download.php",
-    licence=_TERMS,
+    licence="non-commercial research and education, terms of access to be accepted on image-net.org",
     num_classes=1000,
     image_size=None,
     mean=(0.485, 0.456, 0.406),
@@ -194,18 +188,12 @@ IMAGENET = Source(
     scan=scan,
 )
 
-IMAGENET100 = Source(
+IMAGENET100 = replace(
+    IMAGENET,
     name="imagenet100",
     title="ImageNet-100",
-    homepage="https://image-net.org/download.php",
-    licence=_TERMS,
     num_classes=100,
-    image_size=None,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
     splits={"pretrain": _TRAIN_100, "train": _TRAIN_100, "test": Rows("test", 0, 5_000, 50)},
-    archives=_ARCHIVES,
-    scan=scan,
 )
 
 SOURCES = (IMAGENET100, IMAGENET)

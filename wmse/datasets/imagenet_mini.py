@@ -37,10 +37,8 @@ def _write(raw: Path) -> None:
     verify_raw(sample, FASHION_MNIST.embedded)
     files = FolderFiles(sample, "idx")
     for split, prefix in _FILES.items():
-        images, labels = (
-            read_idx(files, f"{prefix}-{kind}-ubyte.gz", dimensions)
-            for kind, dimensions in (("images-idx3", 3), ("labels-idx1", 1))
-        )
+        images = read_idx(files, f"{prefix}-images-idx3-ubyte.gz", 3)
+        labels = read_idx(files, f"{prefix}-labels-idx1-ubyte.gz", 1)
         partial = raw / f".{split}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         for label, wnid in enumerate(WNIDS):

@@ -319,8 +319,8 @@ def _write_manifest(
     splits = {}
     for name, rows in source.splits.items():
         entry, count = stored[rows.array], rows.stop - rows.start
-        part = {"shape": [count, *entry["shape"][1:]], "start": rows.start, "stop": rows.stop, "count": count}
-        splits[name] = {**entry, **part}
+        shape = [count, *entry["shape"][1:]]
+        splits[name] = {**entry, "shape": shape, "start": rows.start, "stop": rows.stop, "count": count}
     content = {
         "arrays": {name: [entry["shape"], entry[key], entry["labels_sha256"]] for name, entry in stored.items()},
         "splits": {name: [rows.array, rows.start, rows.stop] for name, rows in source.splits.items()},

@@ -14,11 +14,10 @@ def knn_accuracy(
     test: Tensor,
     test_labels: Tensor,
     k: int = 5,
-    chunk: int = 256,
     between: Callable[[], None] = lambda: None,
 ) -> float:
     """Top-1 accuracy in percent of the k-nearest-neighbour vote (`knn_predict`)."""
-    predicted = knn_predict(train, train_labels, test, k, chunk, between)
+    predicted = knn_predict(train, train_labels, test, k, between=between)
     return 100 * (predicted == test_labels).double().mean().item()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 from wmse.datasets import SOURCES, Source, load
 from wmse.datasets.build import placed_raw, verify_raw
+from wmse.datasets.download import progress_bar
 from wmse.datasets.prepared import MANIFEST, prepared_folder
 from wmse.errors import DataError, explain
 from wmse.files import file_digest
@@ -32,13 +32,11 @@ class Findings:
         return f"{count or 'no'} problem{'s' if count > 1 else ''} in {things}"
 
 
-def verify(run_dirs: Sequence[Path], data_root: Path, results: Path, progress: bool | None = None) -> Findings:
+def verify(run_dirs: Sequence[Path], data_root: Path, results: Path) -> Findings:
     """Hash the data in `data_root` and `run_dirs` (none: all below `results`) again; no file is read as a whole.
 
-    `progress` shows a bar (None: on a terminal only). Raises DataError if one of `run_dirs` is no folder.
+    Raises DataError if one of `run_dirs` is no folder.
     """
-    from tqdm import tqdm
-
     for folder in run_dirs:
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder; name directories of runs, such as {results}/runs/*/*/*")
@@ -46,8 +44,7 @@ def verify(run_dirs: Sequence[Path], data_root: Path, results: Path, progress: b
     sources = [source for name, source in SOURCES.items() if (data_root / name).is_dir()]
     findings = Findings()
     digests: dict[str, str] = {}
-    bar = tqdm(total=len(sources) + len(folders), disable=not (sys.stderr.isatty() if progress is None else progress))
-    with bar:
+    with progress_bar(len(sources) + len(folders), "it", "") as bar:
         for source in sources:
             bar.set_description(source.name)
             _verify_data(source, data_root, digests, findings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -202,9 +201,9 @@ class Trainer:
     # --- progress bar -------------------------------------------------------------------------------------------------
 
     def _bar(self) -> tqdm:
-        wanted = sys.stderr.isatty() if self.job.progress_bar is None else self.job.progress_bar
+        hidden = None if self.job.progress_bar is None else not self.job.progress_bar  # None: unless on a terminal
         total = self.job.spec.epochs * self.steps_per_epoch
-        return tqdm(total=total, initial=self.progress.step, unit="step", disable=not wanted, dynamic_ncols=True)
+        return tqdm(total=total, initial=self.progress.step, unit="step", disable=hidden, dynamic_ncols=True)
 
     def _show(self, bar: tqdm, epoch: int, i: int) -> None:
         if bar.disable or (i % LOG_EVERY and i + 1 < self.steps_per_epoch):
