@@ -34,6 +34,8 @@ class Encoder(ResNet):
     """
 
     def __init__(self, arch: str = "resnet18", stem: str = "cifar", width: int = 64) -> None:
+        if arch not in BLOCKS or stem not in STEMS:
+            raise ValueError(f"arch {arch!r} is not one of {', '.join(BLOCKS)}, or stem {stem!r} of {', '.join(STEMS)}")
         block, layers = BLOCKS[arch]
         super().__init__(block, layers)
         if width != 64:

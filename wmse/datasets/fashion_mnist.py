@@ -18,7 +18,7 @@ from wmse.datasets.archives import RawFiles
 from wmse.datasets.source import Archive, Chunk, Rows, Source
 from wmse.errors import DataError
 
-_PADDING = 2
+_BORDER = 2
 _LARGEST = 1 << 26  # The most pixels of a file; the 60,000 images of the whole Fashion-MNIST have 47 million.
 
 
@@ -34,7 +34,7 @@ def parse(source: Source, files: RawFiles) -> Iterator[Chunk]:
 
 def as_rgb(images: np.ndarray) -> np.ndarray:
     """Grey uint8 (n, 28, 28) as uint8 (n, 3, 32, 32)."""
-    padded = np.pad(images, ((0, 0), (_PADDING, _PADDING), (_PADDING, _PADDING)))
+    padded = np.pad(images, ((0, 0), (_BORDER, _BORDER), (_BORDER, _BORDER)))
     return np.repeat(padded[:, None], 3, axis=1)
 
 

@@ -119,13 +119,13 @@ HEADER = ["run", "views", "steps", "ms/step", "views/s", "hours", "of it eval.",
 
 def as_table(runs: Sequence[RunEstimate]) -> str:
     """The runs and their sum as an aligned table."""
-    lines = [HEADER, *map(_cells, runs), _sums(total(runs))]
+    lines = [HEADER, *map(_row, runs), _sums(total(runs))]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     aligned = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)
     return "\n".join("  ".join(line).rstrip() for line in aligned)
 
 
-def _cells(run: RunEstimate) -> list[str]:
+def _row(run: RunEstimate) -> list[str]:
     views, steps = (format_count(run.views), format_count(run.steps)) if run.steps else ("—", "—")
     if run.done:
         return [run.run, views, steps, "—", "—", "done", "—", "—"]

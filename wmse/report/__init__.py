@@ -60,7 +60,7 @@ def _build(
     if left_out:
         pages = {name: _with_warning(str(files[name]), left_out) for name in files if name.endswith(".md")}
         files.update(pages)
-    _write(out, files)
+    _write_files(out, files)
     return left_out
 
 
@@ -86,10 +86,10 @@ def write_dag(rule_graph: str, jobs: Mapping[str, int], out: Path) -> None:
     """Write plots/dag.png and .svg below `out` from the output of `snakemake --rulegraph`. Raises DataError."""
     from wmse.report.dag import draw_dag
 
-    _write(out, {f"plots/dag.{kind}": content for kind, content in draw_dag(rule_graph, jobs).items()})
+    _write_files(out, {f"plots/dag.{kind}": content for kind, content in draw_dag(rule_graph, jobs).items()})
 
 
-def _write(out: Path, files: Mapping[str, str | bytes]) -> None:
+def _write_files(out: Path, files: Mapping[str, str | bytes]) -> None:
     for name, content in files.items():
         if isinstance(content, str):
             write_text(out / name, content)

@@ -55,7 +55,7 @@ def load_checkpoint(folder: Path, spec: RunSpec, log: Callable[[str], None] = pr
     for _, path in list_checkpoints(folder):
         content, damage = _read(path)
         if content is not None:
-            return _parse(path, content, spec)
+            return _state_in(path, content, spec)
         path.rename(path.with_name(path.name + DAMAGED))
         log(f"warning: {path}: {damage}; it is now {path.name}{DAMAGED}, and the checkpoint before it is used")
     damaged = sorted(path.name for path in folder.glob(f"*{DAMAGED}"))
@@ -83,7 +83,7 @@ def _read(path: Path) -> tuple[bytes | None, str]:
     return content, ""
 
 
-def _parse(path: Path, content: bytes, spec: RunSpec) -> dict[str, Any]:
+def _state_in(path: Path, content: bytes, spec: RunSpec) -> dict[str, Any]:
     again = f"use the version of this software that wrote it, or remove {path.parent} to start from step 0"
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
