@@ -27,7 +27,9 @@ class Findings:
 
     def summary(self) -> str:
         """`no problem in 2 prepared data, 12 encoder.safetensors`."""
-        things = ", ".join(f"{number} {kind}" for kind, number in self.checked.items()) or "nothing: nothing is there"
+        if not self.checked:
+            return "nothing to verify: there are no data and no runs"
+        things = ", ".join(f"{number} {kind}" for kind, number in self.checked.items())
         count = len(self.problems)
         return f"{count or 'no'} problem{'s' if count > 1 else ''} in {things}"
 
