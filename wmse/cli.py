@@ -291,7 +291,8 @@ def run_evaluate(options: argparse.Namespace, output: Output) -> None:
     from wmse.runs.evaluate import evaluate
     from wmse.runs.job import Job
 
-    data, runtime = load(spec.benchmark, options.data_root), _runtime(options, spec)
+    data = load(spec.benchmark, options.data_root)
+    runtime = _runtime(options, spec)
     evaluate(Job(spec, data, folder, runtime, preset, log=output))
 
 
@@ -348,10 +349,12 @@ def _selected_run(options: argparse.Namespace) -> tuple[RunSpec, RunFolder, str]
         raise ConfigError("name a run of the configuration (`wmse runs` lists them), or give --spec, but not both")
     if options.run:
         project = _project(options)
-        spec, preset = project.find(options.run), project.settings["preset"]
+        spec = project.find(options.run)
+        preset = project.settings["preset"]
         results = options.root / project.settings["results"]
     else:
-        spec, preset = RunSpec.from_dict(_json_object("--spec", options.spec)), options.preset or ""
+        spec = RunSpec.from_dict(_json_object("--spec", options.spec))
+        preset = options.preset or ""
         results = Path("results")
     return spec, RunFolder(options.out) if options.out else RunFolder.of(results, spec.run), preset
 

@@ -76,7 +76,8 @@ def check_arithmetic(device: torch.device, dtype: torch.dtype) -> str:
     _require("loss", abs(loss.item() - plain_loss(views)), limit)
     loss.backward()
     assert embeddings.grad is not None
-    gradient, step = embeddings.grad.double().cpu(), 1e-6
+    gradient = embeddings.grad.double().cpu()
+    step = 1e-6
     for view, image, j in ((0, 0, 0), (0, 5, 2), (1, 3, 1), (1, 8, 0)):
         value = views[view][image][j]
         sides = []

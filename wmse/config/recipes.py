@@ -116,7 +116,10 @@ def paper_parameters(
     recipe = book["benchmarks"][benchmark]
     changes = {**book["methods"], **book["baselines"]}[method]
     parameters = {**book["common"], **recipe["parameters"]}
-    parameters |= recipe["positives"].get(d) or {"batch_size": _default_batch(d, parameters["w_size"]), "w_iter": 1}
+    w_size = parameters["w_size"]
+    # Where the paper has no recipe for d views, a step gets about as many views as with 2 or 4.
+    like_the_paper = {"batch_size": max(VIEWS_PER_STEP // d // w_size, 1) * w_size, "w_iter": 1}
+    parameters |= recipe["positives"].get(d, like_the_paper)
     parameters |= changes.get("parameters", {})
     parameters |= changes.get("benchmarks", {}).get(benchmark, {})
     relative = {}
@@ -139,8 +142,3 @@ def _scaled(where: str, key: str, value: Any, factor: str, d: int) -> int | floa
         raise ConfigError(f"{where}: {key}: {show(factor)} must be '* NUMBER' or '* NUMBER / d' of a numeric parameter")
     product = value * float(match[1]) / (d if match[2] else 1)
     return max(1, round(product)) if isinstance(value, int) else product
-
-
-def _default_batch(d: int, w_size: int) -> int:
-    """Images per step for a number of positives that the paper has no recipe for: equal number of views."""
-    return max(VIEWS_PER_STEP // d // w_size, 1) * w_size

@@ -276,7 +276,8 @@ def _training_problems(spec: RunSpec) -> Iterator[str]:
         yield f"d (the number of positives) must be at least 2, got {spec.d}"
     if spec.epochs < 1:
         yield f"epochs must be at least 1, got {spec.epochs}"
-    drops, last = list(spec.lr_drops), spec.epochs - 1
+    drops = list(spec.lr_drops)
+    last = spec.epochs - 1
     if not all(1 <= drop <= last for drop in drops) or drops != sorted(set(drops), reverse=True):
         yield (
             "lr_drops must be decreasing numbers of epochs before the end, "

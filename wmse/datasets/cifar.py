@@ -27,7 +27,8 @@ def parse(source: Source, files: RawFiles) -> Iterator[Chunk]:
     batches = _BATCHES_10 if source.num_classes == 10 else _BATCHES_100
     for batch, array in batches.items():
         name = batch if files.form == "python" else f"{batch}.bin"
-        content, where = files.read(name, _LARGEST), files.where(name)
+        content = files.read(name, _LARGEST)
+        where = files.where(name)
         read = _read_python if files.form == "python" else _read_binary
         images, labels = read(content, fine=source.num_classes == 100, where=where)
         yield array, images.reshape(-1, 3, 32, 32), labels.astype(np.int64)

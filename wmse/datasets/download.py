@@ -95,7 +95,8 @@ def progress_bar(total: int, unit: str, name: str, start: int = 0) -> Any:
 
 def _from_one_address(archive: Archive, url: str, target: Path, sleep: Callable[[float], None], stall: float) -> None:
     part = target.with_name(target.name + ".part")
-    failed, furthest = 0, _size(part)
+    failed = 0
+    furthest = _size(part)
     pieced = furthest > 0  # by bytes of an earlier run, another address or an earlier answer: any of them may be wrong
     may_restart = True
     while True:
@@ -170,7 +171,8 @@ def _start(response: Any, archive: Archive, part: Path, have: int) -> int:
     if response.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
         raise _GiveUp("the server sent an HTML page instead of the file")
     length = response.headers.get("Content-Length", "")
-    start, total = 0, int(length) if re.fullmatch(r"[0-9]{1,18}", length) else archive.size
+    start = 0
+    total = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else archive.size
     if response.status == 206:
         given = response.headers.get("Content-Range", "").strip()
         match = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)", given)

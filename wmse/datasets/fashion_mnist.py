@@ -25,8 +25,10 @@ _LARGEST = 1 << 26  # The most pixels of a file; the 60,000 images of the whole 
 def parse(source: Source, files: RawFiles) -> Iterator[Chunk]:
     """Yield the training and the test images; DataError naming a file that is damaged or not what IDX prescribes."""
     for prefix, array in (("train", "train"), ("t10k", "test")):
-        images_name, labels_name = f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz"
-        images, labels = read_idx(files, images_name, 3), read_idx(files, labels_name, 1)
+        images_name = f"{prefix}-images-idx3-ubyte.gz"
+        labels_name = f"{prefix}-labels-idx1-ubyte.gz"
+        images = read_idx(files, images_name, 3)
+        labels = read_idx(files, labels_name, 1)
         if images.shape[1:] != (28, 28) or len(images) != len(labels):
             raise DataError(f"{files.where(images_name)}: shape {images.shape}, expected ({len(labels)}, 28, 28)")
         yield array, as_rgb(images), labels.astype(np.int64)

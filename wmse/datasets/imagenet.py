@@ -57,7 +57,8 @@ def scan(source: Source, data_root: Path, log: Log) -> Listing:
     names = dict.fromkeys((source.name, "imagenet"))
     raws = [(Path(data_root) / name / "raw").absolute() for name in names]
     wnids = imagenet100_wnids() if source.name == "imagenet100" else None
-    raw = next((raw for raw in raws if _has_train(source, raw)), None)
+    archive = source.archives[0].name
+    raw = next((raw for raw in raws if _images_root(raw, "train") or (raw / archive).is_file()), None)
     if raw is None:
         raise DataError(instructions(source, raws))
     _unpack(source, raw, wnids, log)
@@ -73,10 +74,6 @@ def list_class_folders(source: Source, raw: Path, wnids: tuple[str, ...] | None)
     train = [(wnid, path) for wnid in classes for path in _images(train_root / "train" / wnid)]
     test = _validation_images(source, raw, val_root / "val", classes)
     return Listing(raw, classes, {"train": train, "test": test})
-
-
-def _has_train(source: Source, raw: Path) -> bool:
-    return _images_root(raw, "train") is not None or (raw / source.archives[0].name).is_file()
 
 
 def _images_root(raw: Path, split: str) -> Path | None:
@@ -129,13 +126,15 @@ def _validation_images(source: Source, raw: Path, val: Path, classes: list[str])
             raise DataError(f"{val / missing[0]}: this class folder is missing")
         images = [(wnid, path) for wnid in classes for path in _images(val / wnid)]
     else:
-        labels, chosen = _validation_labels(raw / _VAL_LABELS, val), set(classes)
+        labels = _validation_labels(raw / _VAL_LABELS, val)
+        chosen = set(classes)
         listed = [(labels.get(path.stem), path) for path in _images(val)]
         unknown = next((path for wnid, path in listed if wnid is None), None)
         if unknown is not None:
             raise DataError(f"{unknown}: {raw / _VAL_LABELS} gives no label for it")
         images = sorted((wnid, path) for wnid, path in listed if wnid in chosen)
-    per_class, counts = source.splits["test"].per_class, Counter(wnid for wnid, _ in images)
+    per_class = source.splits["test"].per_class
+    counts = Counter(wnid for wnid, _ in images)
     for wnid in classes:
         if counts[wnid] != per_class:
             raise DataError(f"{val}: class {wnid} has {counts[wnid]} images, expected {per_class}")

@@ -54,7 +54,8 @@ def _build(
     *parts: Callable[[Sequence[Run], Sequence[PaperValue]], Mapping[str, str | bytes]],
 ) -> list[str]:
     refused: list[DataError] = []
-    runs, paper = load_runs(run_dirs, data_root, refused.append), load_paper()
+    runs = load_runs(run_dirs, data_root, refused.append)
+    paper = load_paper()
     left_out = [str(error) for error in refused]
     files = {name: content for part in parts for name, content in part(runs, paper).items()}
     if left_out:

@@ -201,7 +201,8 @@ class _Evidence:
         return Outcome(benchmark, FIGURES[figure], left, bound, None if obstacle else holds, obstacle, runs=runs)
 
     def _comparison(self, claim: Claim, check: Mapping[str, Any], benchmark: str, figure: str) -> Outcome:
-        share, margin = check.get("at"), float(check["margin"])
+        share = check.get("at")
+        margin = float(check["margin"])
         what = FIGURES[figure] + (f" after {share:.0%} of the epochs" if share else "")
         left = self._best(benchmark, check["better"], figure, share)
         cited = check["than"] == "cited"
@@ -215,7 +216,8 @@ class _Evidence:
         groups = [side.group for side in (left, right) if side.group]
         difference = left.summary.mean - right.summary.mean
         error = math.sqrt(sum((s.summary.std or 0.0) ** 2 / s.summary.n for s in (left, right)))
-        holds, reason = None, self._obstacle(claim, groups)
+        holds = None
+        reason = self._obstacle(claim, groups)
         if not reason:
             if difference - 2 * error >= -margin:
                 holds = True

@@ -34,7 +34,7 @@ CITED_METHODS = {
 }
 # The rows of these tables of the paper are plain methods.
 MAIN_TABLES = {1: "table1", 2: "table2", 3: "table3"}
-Key = tuple[str, int | None, str]  # method, d, variant
+Key = tuple[str, int | None, str]  # A row's method, d and variant.
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ REQUIRED_METRICS = ("linear_top1", "knn5_top1")
 # A reader looks at these keys first when specs of one cell differ.
 FIRST_KEYS = ("epochs", "width", "batch_size", "d")
 
-Cell = tuple[str, str, int | None, str]  # benchmark, method, d, variant
+Cell = tuple[str, str, int | None, str]  # A run's benchmark, method, d and variant.
 
 
 @dataclass(frozen=True)

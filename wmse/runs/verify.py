@@ -85,7 +85,8 @@ def _attempt(findings: Findings, check: Any, *arguments: Any, **options: Any) ->
 def _verify_run(folder: RunFolder, digests: Mapping[str, str], findings: Findings) -> None:
     for path in sorted(folder.checkpoints.glob("*.pt")):
         findings.checked["checkpoints"] += 1
-        named, digest = CHECKPOINT_NAME.fullmatch(path.name), _attempt(findings, file_digest, path)
+        named = CHECKPOINT_NAME.fullmatch(path.name)
+        digest = _attempt(findings, file_digest, path)
         if digest and not (named and digest.startswith(named[2])):
             findings.problems.append(f"{path}: is not what its name says: remove it, an older one will do")
     vouched: dict[str, str] = {}

@@ -77,7 +77,8 @@ def _read(path: Path) -> tuple[bytes | None, str]:
                 f"{path}: cannot be read ({error.strerror}): make it readable, or move it away to use an older one"
             ) from None
         return None, f"cannot be read ({error.strerror})"
-    found, expected = hashlib.sha256(content).hexdigest()[:16], CHECKPOINT_NAME.fullmatch(path.name)[2]
+    found = hashlib.sha256(content).hexdigest()[:16]
+    expected = CHECKPOINT_NAME.fullmatch(path.name)[2]
     if found != expected:
         return None, f"damaged: its sha256 begins with {found} ({len(content):,} bytes), not as its name says"
     return content, ""

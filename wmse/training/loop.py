@@ -157,12 +157,14 @@ class Trainer:
         """How far the embeddings of an epoch's last step are from collapse."""
         self.guard.flush()  # so that they are finite
         spread, rank = embedding_spread(output.embeddings[0])
-        self.progress.epoch.embedding_std, self.progress.epoch.effective_rank = spread.item(), rank.item()
+        self.progress.epoch.embedding_std = spread.item()
+        self.progress.epoch.effective_rank = rank.item()
 
     def _finish_epoch(self, board: EventFile) -> None:
         """Evaluate if it is due, and add a line to every record; a stop in the evaluation leaves all of this to do."""
         spec, progress, done = self.job.spec, self.progress, self.progress.epoch
-        epoch, views = len(progress.history) + 1, self.steps_per_epoch * spec.batch_size * spec.d
+        epoch = len(progress.history) + 1
+        views = self.steps_per_epoch * spec.batch_size * spec.d
         before = progress.history[-1].seconds if progress.history else 0.0
         record = EpochRecord(
             epoch=epoch,
@@ -223,7 +225,8 @@ class Trainer:
     def _pause(self) -> None:
         """Between two steps or epochs: stop if asked to, or write a checkpoint if it is time."""
         self._stop_if_asked()
-        policy, finished = self.job.checkpoints, len(self.progress.history)
+        policy = self.job.checkpoints
+        finished = len(self.progress.history)
         between_epochs = self.progress.step == finished * self.steps_per_epoch
         by_epoch = policy.epochs is not None and between_epochs and finished % policy.epochs == 0
         if by_epoch or time.monotonic() - self.saved_at > policy.seconds:
@@ -245,8 +248,8 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "progress": asdict(self.progress),
         }
-        folder, keep = self.job.folder.checkpoints, self.job.checkpoints.keep
-        save_checkpoint(folder, self.job.spec, self.progress.step, state, keep)
+        job = self.job
+        save_checkpoint(job.folder.checkpoints, job.spec, self.progress.step, state, job.checkpoints.keep)
         self.saved_at = time.monotonic()
 
     def _restore(self) -> None:
