@@ -297,11 +297,9 @@ def run_evaluate(options: argparse.Namespace, output: Output) -> None:
 
 
 def run_report(options: argparse.Namespace, output: Output) -> None:
-    from wmse.report import build_report, write_claims, write_plots, write_tables
+    from wmse.report import build_report
 
-    parts = {"tables": write_tables, "claims": write_claims, "plots": write_plots}
-    write = parts.get(options.only, build_report)
-    for line in write(options.runs, options.out, options.data_root):
+    for line in build_report(options.runs, options.out, options.data_root, options.only):
         output(f"wmse: left out: {line}", file=sys.stderr)
 
 

@@ -82,11 +82,7 @@ def save_encoder(path: Path, encoder: Encoder, spec: RunSpec, data_digest: str) 
 
 
 def load_encoder(path: Path, encoder: Encoder, spec: RunSpec) -> None:
-    """Fill `encoder` with the weights of this very run.
-
-    Raises:
-        CheckpointError: missing, damaged, or of another run.
-    """
+    """Fill `encoder` with the weights of this very run. Raises CheckpointError: missing, damaged, or of another run."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get("wmse", "{}"))

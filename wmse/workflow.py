@@ -25,8 +25,7 @@ TEMPLATE = Path(__file__).parent / "template"  # Links to config.yaml and workfl
 def init_folder(folder: Path) -> list[Path]:
     """Put config.yaml and workflow/ into `folder`, and return what was written.
 
-    Raises:
-        ConfigError: one of them is there already; then nothing is written.
+    Raises ConfigError: one of them is there already; then nothing is written.
     """
     config = folder / "config.yaml"
     workflow = folder / "workflow"
@@ -47,8 +46,7 @@ WORKING_LOCK = ".snakemake/wmse.lock"  # It lies in the working folder, where se
 def hold_folders(results: str, command: Sequence[str], folder: Path = Path()) -> list[IO[str]]:
     """Let nobody else run jobs for the results, from whatever working folder, as long as the files stay open.
 
-    Raises:
-        WmseError: somebody is at work on them; the message names who.
+    Raises WmseError: somebody is at work on them; the message names who.
     """
     name = shlex.join(command)
     return [take_lock(Path(results) / RESULTS_LOCK, name), take_lock(folder / WORKING_LOCK, name, shared=True)]

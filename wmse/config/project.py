@@ -34,8 +34,7 @@ def make_label(label: str) -> str:
 def make_spec(cell: str, seed: int, overrides: Sequence[Mapping[str, Any]] = ()) -> RunSpec:
     """The run of a cell: the paper's recipe with `overrides` applied in order.
 
-    Raises:
-        ConfigError: naming the cell and the key.
+    Raises ConfigError: naming the cell and the key.
     """
     benchmark, _, label = cell.partition("/")
     method, d, variant = parse_label(label)
@@ -89,8 +88,7 @@ class Project:
 def load_project(config: Mapping[str, Any]) -> Project:
     """Resolve a configuration: the content of config.yaml, or that merged with what Snakemake was given.
 
-    Raises:
-        ConfigError: one message that names the key and what is allowed.
+    Raises ConfigError: one message that names the key and what is allowed.
     """
     try:
         count_values(dict(config), {})

@@ -85,8 +85,7 @@ def paper_table(benchmark: str) -> int:
 def parse_label(label: str) -> tuple[str, int, str]:
     """``wmse-4@euclidean`` as (method, d, variant); baselines have d = 1, `simclr` alone has d = 2.
 
-    Raises:
-        ConfigError: the label names no method.
+    Raises ConfigError: the label names no method.
     """
     name, _, variant = label.partition("@")
     method, dash, number = name.partition("-")
@@ -107,8 +106,7 @@ def paper_parameters(
 ) -> dict[str, Any]:
     """The paper's parameters of a cell with `overrides` applied in order; relative values are applied last.
 
-    Raises:
-        ConfigError: no such benchmark, or a relative value that cannot be applied.
+    Raises ConfigError: no such benchmark, or a relative value that cannot be applied.
     """
     book = recipes()
     if benchmark not in book["benchmarks"]:

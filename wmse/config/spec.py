@@ -203,8 +203,7 @@ class RunSpec:
     def from_dict(cls, values: Mapping[str, Any], *, runnable: bool = True) -> RunSpec:
         """Check names and types, and choices, ranges and combinations unless it need not be `runnable` here and now.
 
-        Raises:
-            ConfigError: naming cell, key and allowed values.
+        Raises ConfigError: naming cell, key and allowed values.
         """
         where = shorten(f"{values.get('benchmark', '?')!s:.100}/{values.get('method', '?')!s:.100}")
         for key in values:

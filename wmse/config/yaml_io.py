@@ -40,8 +40,7 @@ def count_values(value: Any, sizes: dict[int, int]) -> int:
     Nine short lines of aliases that refer to aliases can stand for millions of values and exhaust the memory, so this
     is checked before anything is built. `sizes` remembers what has been counted, by identity.
 
-    Raises:
-        ValueError: there are more than MOST_VALUES, or a value contains itself.
+    Raises ValueError: there are more than MOST_VALUES, or a value contains itself.
     """
     if isinstance(value, dict):
         items = [*value, *value.values()]

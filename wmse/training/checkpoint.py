@@ -49,8 +49,7 @@ def load_checkpoint(folder: Path, spec: RunSpec, log: Callable[[str], None] = pr
 
     A damaged file is renamed, so that it neither counts among the newest ones nor is lost; `log` gets a warning.
 
-    Raises:
-        CheckpointError: all are damaged (starting anew is for the user to decide), or of another configuration.
+    Raises CheckpointError: all are damaged (starting anew is for the user to decide), or of another configuration.
     """
     for _, path in list_checkpoints(folder):
         content, damage = _read(path)

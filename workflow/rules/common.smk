@@ -30,9 +30,8 @@ try:
 except ConfigError as error:
     raise WorkflowError(f"configuration: {error}") from None
 
-SOURCE = Path(
-    workflow.basedir
-).parent  # the folder with workflow/: a checkout of the source, or one of `wmse init`
+# The folder with workflow/: a checkout of the source, or one of `wmse init`.
+SOURCE = Path(workflow.basedir).parent
 SETTINGS = PROJECT.settings
 RUNS = {spec.run: spec for spec in PROJECT.runs}
 BENCHMARKS = sorted({spec.benchmark for spec in PROJECT.runs})
