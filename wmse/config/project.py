@@ -80,9 +80,9 @@ class Project:
     def find(self, run: str) -> RunSpec:
         """The run with this name (``cell/seedN-hash`` or ``cell/seedN``)."""
         for spec in self.runs:
-            if run in (spec.run, spec.run.rsplit("-", 1)[0]):
+            if run in (spec.run, spec.name):
                 return spec
-        raise ConfigError(unknown("run", run, (spec.run.rsplit("-", 1)[0] for spec in self.runs)))
+        raise ConfigError(unknown("run", run, (spec.name for spec in self.runs)))
 
 
 def load_project(config: Mapping[str, Any]) -> Project:

@@ -168,9 +168,14 @@ class RunSpec:
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property
+    def name(self) -> str:
+        """``cell/seedN``, which tells the runs of one configuration apart."""
+        return f"{self.cell}/seed{self.seed}"
+
+    @property
     def run(self) -> str:
         """The run's name and its directory below ``results/runs``: cell, seed and hash."""
-        return f"{self.cell}/seed{self.seed}-{self.hash[:8]}"
+        return f"{self.name}-{self.hash[:8]}"
 
     def compact(self) -> dict[str, Any]:
         """The identity and what differs from the defaults, as plain values; `from_dict` takes it back.

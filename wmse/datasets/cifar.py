@@ -195,10 +195,7 @@ CIFAR100 = Source(
             urls=_urls("cifar-100-python.tar.gz", _ZENODO + "cifar-100-python.tar.gz?download=1"),
             folder="cifar-100-python",
             form="python",
-            files={
-                "train": "md5:16019d7e3df5f24257cddd939b257f8d",
-                "test": "md5:f0ef6b0ae62326f3e7ffdfab6717acfc",
-            },
+            files={"train": "md5:16019d7e3df5f24257cddd939b257f8d", "test": "md5:f0ef6b0ae62326f3e7ffdfab6717acfc"},
         ),
         Archive(
             name="cifar-100-binary.tar.gz",

@@ -188,10 +188,7 @@ def _start(response: Any, archive: Archive, part: Path, have: int) -> int:
 
 def _receive(response: Any, archive: Archive, part: Path, start: int, stall: float) -> None:
     """Append what arrives to `part`; a connection that trickles for `stall` seconds is as good as dead."""
-    with (
-        open(part, "ab" if start else "wb") as file,
-        progress_bar(archive.size, "B", archive.name, start) as bar,
-    ):
+    with open(part, "ab" if start else "wb") as file, progress_bar(archive.size, "B", archive.name, start) as bar:
         received, counted, since = start, start, time.monotonic()
         # read1 hands over what has arrived: after a stall, nothing received is lost
         while received <= archive.size and (block := response.read1(_BLOCK)):

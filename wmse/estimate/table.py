@@ -43,7 +43,7 @@ def estimate_runs(runs: Sequence[RunSpec], results: Path, data_root: Path, warm_
         counts = image_counts(spec.benchmark, data_root)
         work = workload(spec, counts["pretrain"])
         done = RunFolder.of(results, spec.run).result.exists()
-        counted = RunEstimate(spec.run.rsplit("-", 1)[0], done, **asdict(work), batch_size=spec.batch_size)
+        counted = RunEstimate(spec.name, done, **asdict(work), batch_size=spec.batch_size)
         estimates.append(counted if done else price(counted, spec, counts, warm_up))
     return estimates
 

@@ -1,4 +1,4 @@
-"""One run to be trained or evaluated: everything that the stages are told."""
+"""One run to be trained or evaluated: all that these two stages are told."""
 
 from __future__ import annotations
 
