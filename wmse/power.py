@@ -24,7 +24,7 @@ class PowerMeter:
         watts: the power of the whole machine, instead of measuring it.
 
     Raises:
-        ConfigError: `watts` is no power.
+        ConfigError: `watts` is not a positive number.
     """
 
     def __init__(self, device: torch.device, watts: float | None = None, powercap: Path = POWERCAP) -> None:

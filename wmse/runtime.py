@@ -66,7 +66,7 @@ def resolve(
 ) -> Runtime:
     """Choose what was left on "auto" for this machine, and set torch's global switches accordingly.
 
-    Raises ConfigError: no such device, a GPU was asked for and there is none, or a senseless number of threads.
+    Raises ConfigError: no such device, a GPU was asked for and there is none, or an impossible number of threads.
     """
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise ConfigError(f"threads: must be from 1 to {MOST_THREADS}, got {threads}")

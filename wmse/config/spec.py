@@ -196,7 +196,7 @@ class RunSpec:
         return epoch % every == 0 or epoch == self.epochs
 
     def same_step(self) -> RunSpec:
-        """Equal for runs whose training steps cost the same on images of one size, and no run itself."""
+        """A specification to compare: equal for runs whose training steps cost the same on images of one size."""
         neutral = {
             name: "" if field.default is MISSING else field.default
             for name, field in FIELDS.items()

@@ -144,8 +144,8 @@ def _fetch(archive: Archive, url: str, part: Path, stall: float) -> None:
         if getattr(error, "errno", None) in _DISK_ERRORS + _PATH_ERRORS:
             raise DataError(f"{part}: {error}") from error
         raise _Retry(f"{cause or error or type(error).__name__}") from error
-    except ValueError as error:  # of urllib, for an address in a redirect that is none
-        raise _GiveUp(f"redirected to an address that is none ({error})") from error
+    except ValueError as error:  # of urllib, for a redirect to something that is no address
+        raise _GiveUp(f"redirected to an invalid address ({error})") from error
     if _size(part) < archive.size:
         raise _Retry(f"the connection ended after {_size(part):,} of {archive.size:,} bytes")
 

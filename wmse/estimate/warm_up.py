@@ -125,7 +125,7 @@ class WarmUp:
         folder: for synthetic JPEG files.
 
     Raises:
-        ConfigError: `seconds` is no time.
+        ConfigError: `seconds` is not a positive number.
     """
 
     def __init__(

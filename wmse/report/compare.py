@@ -253,7 +253,7 @@ def _ordered(printed: list[Key], more: list[Key]) -> list[Key]:
 
 
 def _position(name: str, names: Sequence[str]) -> tuple[int, str]:
-    """Sorts names as they stand in `names`, and others after them by the alphabet."""
+    """A key that sorts names in the order of `names`, and all others after them by the alphabet."""
     return names.index(name) if name in names else len(names), name
 
 

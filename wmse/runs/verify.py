@@ -72,7 +72,7 @@ def _verify_data(source: Source, data_root: Path, digests: dict[str, str], findi
 
 
 def _attempt(findings: Findings, check: Any, *arguments: Any, **options: Any) -> Any:
-    """The result of a check that raises DataError, or None and a problem more."""
+    """The result of a check; if it raises DataError or OSError, None, and the findings have one more problem."""
     try:
         return check(*arguments, **options)
     except DataError as error:
