@@ -27,7 +27,7 @@ __all__ = ["build_report", "write_claims", "write_dag", "write_plots", "write_ta
 def build_report(
     run_dirs: Sequence[Path], out: Path, data_root: Path | None = None, only: str | None = None
 ) -> list[str]:
-    """Write the report on some runs below `out`, or one of its `PARTS`; returns why runs were left out, a line each.
+    """Write the report on some runs below `out`, or one of its `COMPOSERS`; returns why runs were left out, a line each.
 
     Runs must have been computed on the data that is prepared in `data_root`, as far as it is there, and on the same
     data as the other runs of their benchmark. Raises DataError: no such run, one run in two directories, or a history
@@ -38,8 +38,8 @@ def build_report(
     paper = load_paper()
     left_out = [str(error) for error in refused]
     files: dict[str, str | bytes] = {}
-    for part in [only] if only else PARTS:
-        files |= PARTS[part](runs, paper)
+    for part in [only] if only else COMPOSERS:
+        files |= COMPOSERS[part](runs, paper)
     if left_out:
         files |= {name: _with_warning(page, left_out) for name, page in files.items() if name.endswith(".md")}
     _write_files(out, files)
@@ -64,7 +64,7 @@ def _plots(runs: Sequence[Run], paper: Sequence[PaperValue]) -> dict[str, bytes]
     return compose_plots(runs, paper)
 
 
-PARTS = {"tables": compose_tables, "claims": compose_claims, "plots": _plots}  # Each gives files by their path.
+COMPOSERS = {"tables": compose_tables, "claims": compose_claims, "plots": _plots}  # Each gives files by their path.
 write_tables = partial(build_report, only="tables")
 write_claims = partial(build_report, only="claims")
 write_plots = partial(build_report, only="plots")
