@@ -27,7 +27,7 @@ __all__ = ["build_report", "write_claims", "write_dag", "write_plots", "write_ta
 def build_report(
     run_dirs: Sequence[Path], out: Path, data_root: Path | None = None, only: str | None = None
 ) -> list[str]:
-    """Write the report on some runs below `out`, or one of its `COMPOSERS`; returns why runs were left out, a line each.
+    """Write the report on some runs below `out`, or a part of it (`COMPOSERS`); returns why runs are missing.
 
     Runs must have been computed on the data that is prepared in `data_root`, as far as it is there, and on the same
     data as the other runs of their benchmark. Raises DataError: no such run, one run in two directories, or a history
