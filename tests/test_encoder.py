@@ -67,6 +67,12 @@ def test_a_narrow_network_keeps_the_names_and_scales_the_channels(arch: str, ste
         assert list(value.shape[:2]) == expected, name
 
 
+@pytest.mark.parametrize(("arch", "stem"), [("resnet34", "cifar"), ("resnet18", "cifar10")])
+def test_an_unknown_network_is_refused(arch: str, stem: str) -> None:
+    with pytest.raises(ValueError, match=r"is not one of resnet18, resnet50, or stem '\w+' of cifar, small, imagenet"):
+        Encoder(arch, stem)
+
+
 def test_narrow_and_standard_weights_start_at_the_same_scale() -> None:
     """torchvision's initialisation: normal of variance 2 / (k * k * output channels)."""
     torch.manual_seed(0)

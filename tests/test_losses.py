@@ -265,10 +265,11 @@ def test_the_generator_decides_the_slicing_and_nothing_else_does() -> None:
         ((1, 32, 4), {"w_size": 16}, r"d >= 2, N, k\), got \(1, 32, 4\)"),
         ((32, 4), {"w_size": 16}, r"d >= 2, N, k\), got \(32, 4\)"),
         ((2, 32, 4), {"w_size": 16, "w_iter": 0}, "w_iter must be at least 1, got 0"),
+        ((2, 32, 4), {"w_size": 16, "whitening": "zca"}, "must be one of cholesky, batch_norm, identity, got 'zca'"),
     ],
 )
 def test_bad_arguments_are_refused_with_their_numbers(
-    shape: tuple[int, ...], arguments: dict[str, int], message: str
+    shape: tuple[int, ...], arguments: dict[str, int | str], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         wmse_loss(torch.zeros(shape), **arguments)

@@ -30,7 +30,8 @@ FUSED = {**STRICT, "fastmath": {"contract"}}
 ANY_ORDER = {**STRICT, "fastmath": {"contract", "reassoc", "nsz"}}
 
 PACKAGE = Path(__file__).parent
-SOURCE_FILES = ("compiled.py", "probes/linear_loops.py", "views/loops.py", "views/params.py")  # What the loops are made of.
+# The files that hold what is compiled.
+SOURCE_FILES = ("compiled.py", "probes/linear_loops.py", "views/loops.py", "views/params.py")
 
 
 def cache_folder() -> Path | None:

@@ -24,7 +24,7 @@ def quiet(line: str) -> None:
 
 def prepare_raw(source: Source, data_root: Path) -> Prepared:
     """What becomes of the raw files below `data_root`; nothing is downloaded."""
-    return prepare_source(source, data_root, download=False, progress=False, log=quiet)
+    return prepare_source(source, data_root, download=False, log=quiet)
 
 
 def small(source: Source, counts: dict[str, tuple[int, int | None]], **changes) -> Source:

@@ -45,8 +45,8 @@ def test_hours_and_energy_are_sums_over_the_work(tmp_path: Path) -> None:
 
 def test_finished_runs_are_left_out_of_the_sum(tmp_path: Path) -> None:
     specs = [tiny_spec("wmse-2", benchmark="fashion_mnist", seed=seed) for seed in (0, 1)]
-    (tmp_path / specs[0].run).mkdir(parents=True)
-    (tmp_path / specs[0].run / "result.json").write_text("{}")
+    (tmp_path / "runs" / specs[0].run).mkdir(parents=True)
+    (tmp_path / "runs" / specs[0].run / "result.json").write_text("{}")
     rows = estimate_runs(specs, tmp_path, tmp_path, fake_warm_up(step=1.0))
     assert [row.done for row in rows] == [True, False]
     whole = total(rows)

@@ -47,7 +47,7 @@ def fetch(tmp_path, naps):
     def run(*urls: str, **options: object):
         target = tmp_path / "file.tar.gz"
         archive = Archive(target.name, len(CONTENT), f"md5:{hashlib.md5(CONTENT).hexdigest()}", urls, "", "", {})
-        download(archive, target, progress=False, log=lambda line: None, sleep=naps.append, **options)
+        download(archive, target, log=lambda line: None, sleep=naps.append, **options)
         assert target.read_bytes() == CONTENT
         assert not part(tmp_path).exists()
 
@@ -280,7 +280,7 @@ import dataclasses
 root, model, url = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 source = with_archive(cifar_source("cifar10"), model)
 archive = dataclasses.replace(next(a for a in source.archives if a.name == model.name), urls=(url,))
-prepared = prepare_source(dataclasses.replace(source, archives=(archive,)), root, progress=False, log=quiet)
+prepared = prepare_source(dataclasses.replace(source, archives=(archive,)), root, log=quiet)
 print(prepared.digest)
 """
 
@@ -326,7 +326,7 @@ def test_offline_message_says_what_to_place_where(server, tmp_path, monkeypatch)
         cifar, archives=tuple(dataclasses.replace(archive, urls=(dead,)) for archive in cifar.archives)
     )
     with pytest.raises(DataError) as failure:
-        prepare_source(source, tmp_path, progress=False, log=lambda line: None)
+        prepare_source(source, tmp_path, log=lambda line: None)
     message = str(failure.value)
     for expected in (
         str(tmp_path / "cifar100/raw/cifar-100-python.tar.gz"),

@@ -54,7 +54,7 @@ def test_fuzzed_answers_of_a_server(tmp_path: Path, fuzz: Any, monkeypatch: pyte
 
     def fetch(*steps: Callable[[Any], None]) -> Any:
         server.serve("/a", *steps)
-        return outcome(lambda: download(archive, target, progress=False, log=quiet, sleep=lambda seconds: None))
+        return outcome(lambda: download(archive, target, log=quiet, sleep=lambda seconds: None))
 
     def check(answers: list[bytes]) -> None:
         target.with_name("x.gz.part").write_bytes(FILE[:500])
