@@ -213,8 +213,8 @@ def test_a_redirect_is_followed_with_the_range(server, fetch, tmp_path):
         ("file://{secret}", "not allowed"),
         ("ftp://127.0.0.1:{port}/a", "not HTTP"),
         ("data:,x", "not allowed"),
-        ("http://[bad", "none"),
-        ("http://xn--{long}/", "none"),
+        ("http://[bad", "invalid address"),
+        ("http://xn--{long}/", "invalid address"),
     ],
 )
 def test_bad_redirects_are_one_message(server, fetch, tmp_path, place, message):
