@@ -143,7 +143,7 @@ def _row(build: Callable[[Path], tuple[Source, Callable[[], np.ndarray], int]], 
         shutil.rmtree(root / name / "prepared", ignore_errors=True)
         times = []
         for run in (
-            lambda: prepare_source(source, root, download=False, progress=False, log=lambda line: None),
+            lambda: prepare_source(source, root, download=False, log=lambda line: None),
             lambda: np.save(root / "plain.npy", plain()),
         ):
             started = time.perf_counter()

@@ -11,8 +11,8 @@ results=$home/results
 
 fail() { echo "entrypoint: $*" >&2; exit 1; }
 
-# Whose the results are is whose the process is. Root is only a means to that: a folder of root's own is written by root
-# without any of its privileges. Where the container may not change users (--cap-drop), nothing happens here.
+# The process becomes the owner of the results, so that what it writes belongs to the same user. If that is root, it stays
+# root but drops all privileges. Where the container may not change users (--cap-drop), nothing happens here.
 become_owner() {
   local uid gid drop
   [ "$(id -u)" = 0 ] && [ -z "${WMSE_USER_SET:-}" ] || return 0

@@ -1,7 +1,7 @@
 """Golden trajectories: the losses of a short run of every method, computed in float64 through the real trainer.
 
-`python tests/golden.py "the reason"` writes them anew after a change that is meant to move them; tests/test_golden.py
-accepts moved losses only together with a new reason.
+`python tests/golden.py "the reason"` writes them anew after a change that is meant to move them;
+tests/training/test_golden.py accepts moved losses only together with a new reason.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import ArrayDataset, make_images, make_job, tiny_spec
 
+from builders.data import tiny_data
+from builders.runs import Double, make_job, tiny_spec
 from wmse.config import experiments
-from wmse.runtime import Runtime
 from wmse.training import Trainer
 
 FILE = Path(__file__).with_suffix(".json")
@@ -28,25 +28,14 @@ LABELS = sorted(
 )
 
 
-class Double(Runtime):
-    """Float64 throughout, so that machines agree."""
-
-    def place(self, module: torch.nn.Module) -> torch.nn.Module:
-        return module.double()
-
-    def batch(self, x: torch.Tensor) -> torch.Tensor:
-        return x.double()
-
-
 def trajectory(label: str) -> list[float]:
     """The losses of the first steps of a tiny run."""
-    train = make_images(200, 1)
-    data = ArrayDataset(pretrain=train, train=train, test=make_images(60, 2))
+    data = tiny_data()
     # Of three epochs, however many a variant makes of them: so that the schedule is part of the trajectory.
     spec = tiny_spec(label, epochs=3, w_size=16, lr_drops=[])
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(make_job(spec, data, Path(folder), Double(torch.device("cpu"))))
-        order = torch.arange(STEPS * spec.batch_size) % len(train)
+        order = torch.arange(STEPS * spec.batch_size) % len(data["train"])
         return [trainer.step(index).loss.item() for index in order.split(spec.batch_size)]
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, tiny_spec
 
+from builders import ROOT
+from builders.runs import tiny_spec
 from wmse.cli import main
 from wmse.errors import STOPPED_EXIT
 from wmse.methods import StepOutput
@@ -157,7 +158,7 @@ def test_a_log_that_cannot_be_written_does_not_hide_the_error(log: str) -> None:
 def test_every_line_of_output_is_in_the_log_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("wmse.estimate.estimate", lambda *arguments: [])
+    monkeypatch.setattr("wmse.estimate.estimate_runs", lambda *arguments: [])
     for number, command in enumerate((["runs"], ["runs", "--json"], ["estimate", "--json", "--watts", "9"])):
         log = tmp_path / f"log{number}"
         assert main([*command, "--root", str(ROOT), "--log", str(log)]) == 0

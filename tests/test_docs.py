@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, TINY, make_images
+
+from builders import ROOT
+from builders.data import make_images
+from builders.runs import TINY
+from builders.workflow import PATIENT, environment
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "results/reference/README.md"]
 
@@ -62,11 +64,10 @@ def test_the_worked_examples_of_a_method_an_ablation_and_a_benchmark_run(tmp_pat
     labels = {"train_y": np.arange(2_000) % 4, "test_y": np.arange(400) % 4}
     np.savez(raw / "images.npz", train_x=train.images, test_x=test.images, **labels)
 
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(tmp_path), "GOMP_SPINCOUNT": "1000"}
+    own = environment(PYTHONPATH=str(tmp_path), **PATIENT)
     (commands,) = blocks(page, "sh")
     done = subprocess.run(
-        ["bash", "-e", "-c", commands], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+        ["bash", "-e", "-c", commands], cwd=tmp_path, env=own, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
     tables = (tmp_path / "results/tables.md").read_text()

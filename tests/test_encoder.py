@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import tiny_spec
 from torch import Tensor, nn
 from torchvision.models import resnet18, resnet50
 
+from builders.runs import tiny_spec
+from builders.tensors import seeded
 from wmse.encoder import STEMS, Encoder, projection_head
 from wmse.methods import build_encoder, build_method, embed
 from wmse.methods.simclr import SimCLR
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=seeded(seed))
 
 
 @pytest.mark.parametrize(("stem", "stride"), [("cifar", 1), ("small", 2), ("imagenet", 4)])
@@ -64,6 +65,12 @@ def test_a_narrow_network_keeps_the_names_and_scales_the_channels(arch: str, ste
     for name, value in narrow.items():
         expected = [size if size == 3 and dim else size // 4 for dim, size in enumerate(wide[name].shape[:2])]
         assert list(value.shape[:2]) == expected, name
+
+
+@pytest.mark.parametrize(("arch", "stem"), [("resnet34", "cifar"), ("resnet18", "cifar10")])
+def test_an_unknown_network_is_refused(arch: str, stem: str) -> None:
+    with pytest.raises(ValueError, match=r"is not one of resnet18, resnet50, or stem '\w+' of cifar, small, imagenet"):
+        Encoder(arch, stem)
 
 
 def test_narrow_and_standard_weights_start_at_the_same_scale() -> None:

@@ -12,10 +12,10 @@ from types import ModuleType
 
 import pytest
 import yaml
-from conftest import ROOT
 from packaging.requirements import Requirement
 
 import wmse
+from builders import ROOT
 
 
 def script(path: str) -> ModuleType:

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_job, tiny_spec
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, PILToTensor, Resize
 
 import wmse.images
+from builders.runs import make_job, tiny_spec
 from wmse.datasets import SOURCES, ArrayDataset, ArraySplit
 from wmse.errors import DataError
 from wmse.estimate.plan import feature_count

@@ -7,10 +7,11 @@ import math
 
 import pytest
 import torch
-from conftest import tiny_spec
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from builders.runs import tiny_spec
+from builders.tensors import seeded
 from wmse.config import RunSpec, experiments, trained_methods
 from wmse.losses import nt_xent
 from wmse.methods import Method, build_encoder, build_method
@@ -22,7 +23,7 @@ LABELS = sorted({label for e in experiments().values() for label in e["methods"]
 
 def views(d: int, n: int = 64, seed: int = 0) -> list[Tensor]:
     """Normalised images that differ from view to view."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     common = torch.randn(n, 3, 8, 8, generator=generator)
     return [common + 0.3 * torch.randn(n, 3, 8, 8, generator=generator) for _ in range(d)]
 
@@ -30,10 +31,6 @@ def views(d: int, n: int = 64, seed: int = 0) -> list[Tensor]:
 def built(label: str, **overrides: object) -> tuple[RunSpec, Method]:
     spec = tiny_spec(label, **{"lr_drops": [], "w_size": 16, **overrides})
     return spec, build_method(spec, 0)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("label", LABELS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +9,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+
+from builders import ROOT
+from builders.workflow import environment
 
 BUILD = "from setuptools import build_meta; build_meta.build_wheel('.')"
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "config.yaml", "wmse", "workflow")
@@ -37,10 +38,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(installed: Path, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """A command that sees the installed package and no other."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PYTHONPATH": str(installed), "PATH": path}
+    own = environment(PYTHONPATH=str(installed))
     return subprocess.run(
-        [sys.executable, "-m", *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", *command], cwd=folder, env=own, capture_output=True, text=True, timeout=300
     )
 
 

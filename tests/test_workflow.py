@@ -7,15 +7,14 @@ import os
 import re
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, TINY
 
+from builders.runs import TINY
+from builders.workflow import snakemake
 from wmse.errors import WmseError
 from wmse.workflow import (
     binds,
@@ -41,20 +40,7 @@ CONFIG: dict[str, Any] = {
     ],
     "parameters": {"*": {**TINY, "epochs": 2, "lr_drops": [1], "batch_size": 512, "probe_batch_size": 1000}},
 }
-
-
 REPORT = {"tables": 1, "claims": 1, "plots": 1, "all": 1}
-
-
-def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Snakemake in `folder`, with this project's workflow and the command `wmse` of this environment."""
-    # On a busy machine, threads that spin at every barrier of such tiny networks take each other's time.
-    patient = {"GOMP_SPINCOUNT": "1000"}
-    environment = {**os.environ, **patient, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow" / "Snakefile"), "--cores", "2"]
-    return subprocess.run(
-        [*command, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=800
-    )
 
 
 def planned(folder: Path, *arguments: str) -> dict[str, int]:
@@ -217,8 +203,6 @@ def test_a_bad_configuration_stops_before_any_job_with_one_message(
     assert not (tmp_path / "results").exists()
     assert not (tmp_path / "data").exists()
 
-
-# --- wmse/workflow.py -------------------------------------------------------------------------------------------------
 
 SETTINGS: dict[str, Any] = {
     "preset": "quick",

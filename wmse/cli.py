@@ -18,6 +18,7 @@ from wmse.errors import STOPPED_EXIT, ConfigError, WmseError, explain
 
 if TYPE_CHECKING:
     from wmse.config import Project, RunSpec
+    from wmse.runs.folder import RunFolder
     from wmse.runtime import Runtime
 
 
@@ -242,7 +243,7 @@ def run_estimate(options: argparse.Namespace, output: Output) -> None:
         output(line, file=sys.stderr)
 
     meter = PowerMeter(runtime(project.runs[0]).device, options.watts)
-    results = options.root / project.settings["results"] / "runs"
+    results = options.root / project.settings["results"]
     with tempfile.TemporaryDirectory(prefix="wmse-estimate-") as folder:
         warm_up = WarmUp(runtime, options.seconds, meter, Path(folder), progress)
         rows = estimate_runs(project.runs, results, options.data_root, warm_up)
@@ -252,23 +253,24 @@ def run_estimate(options: argparse.Namespace, output: Output) -> None:
         power = meter.describe()
         output(json.dumps({**content, "power": power, "runs": [vars(row) for row in rows], "sum": total(rows)}))
         return
-    output(as_table(rows))
-    for line in ("", *(f"{key}: {json.dumps(value)}" for key, value in content.items()), *notes(rows, meter)):
+    output(as_table(rows) + "\n")
+    for key, value in content.items():
+        output(f"{key}: {json.dumps(value)}")
+    for line in notes(rows, meter):
         output(line)
 
 
 def run_pretrain(options: argparse.Namespace, output: Output) -> int:
-    spec, out, preset = _selected_run(options)
+    spec, folder, preset = _selected_run(options)
     if not spec.trained:
         raise ConfigError(f"{spec.run}: the baseline '{spec.method}' has nothing to train; use `wmse evaluate`")
     from wmse.datasets import load
-    from wmse.runs.folder import RunFolder
     from wmse.training import CheckpointPolicy, Job, Stopped, pretrain
 
     job = Job(
         spec,
         load(spec.benchmark, options.data_root),
-        RunFolder(out),
+        folder,
         _runtime(options, spec),
         preset,
         CheckpointPolicy(options.checkpoint_seconds, options.checkpoint_epochs, options.keep_checkpoints),
@@ -284,22 +286,20 @@ def run_pretrain(options: argparse.Namespace, output: Output) -> int:
 
 
 def run_evaluate(options: argparse.Namespace, output: Output) -> None:
-    spec, out, preset = _selected_run(options)
+    spec, folder, preset = _selected_run(options)
     from wmse.datasets import load
     from wmse.runs.evaluate import evaluate
-    from wmse.runs.folder import RunFolder
     from wmse.runs.job import Job
 
-    data, runtime = load(spec.benchmark, options.data_root), _runtime(options, spec)
-    evaluate(Job(spec, data, RunFolder(out), runtime, preset, log=output))
+    data = load(spec.benchmark, options.data_root)
+    runtime = _runtime(options, spec)
+    evaluate(Job(spec, data, folder, runtime, preset, log=output))
 
 
 def run_report(options: argparse.Namespace, output: Output) -> None:
-    from wmse.report import build_report, write_claims, write_plots, write_tables
+    from wmse.report import build_report
 
-    parts = {"tables": write_tables, "claims": write_claims, "plots": write_plots}
-    left_out = parts.get(options.only, build_report)(options.runs, options.out, options.data_root)
-    for line in left_out:
+    for line in build_report(options.runs, options.out, options.data_root, options.only):
         output(f"wmse: left out: {line}", file=sys.stderr)
 
 
@@ -309,13 +309,12 @@ def run_dag(options: argparse.Namespace, output: Output) -> None:
     write_dag(sys.stdin.buffer.read().decode("utf-8", "replace"), _json_object("--jobs", options.jobs), options.out)
 
 
-def run_selfcheck(options: argparse.Namespace, output: Output) -> int:
+def run_selfcheck(options: argparse.Namespace, output: Output) -> None:
     from wmse.selfcheck import selfcheck
 
     failed = selfcheck(options.results, options.data_root, output, options.quiet)
     if failed:
         raise WmseError(f"selfcheck: {failed} of the checks failed")
-    return 0
 
 
 def run_verify(options: argparse.Namespace, output: Output) -> None:
@@ -339,20 +338,23 @@ def _project(options: argparse.Namespace) -> Project:
     return load_project({**config, "preset": options.preset} if options.preset else config)
 
 
-def _selected_run(options: argparse.Namespace) -> tuple[RunSpec, Path, str]:
-    """The specification, the directory and the preset that the arguments name."""
+def _selected_run(options: argparse.Namespace) -> tuple[RunSpec, RunFolder, str]:
+    """The specification, the folder and the preset that the arguments name."""
     from wmse.config import RunSpec
+    from wmse.runs.folder import RunFolder
 
     if bool(options.run) == bool(options.spec):
         raise ConfigError("name a run of the configuration (`wmse runs` lists them), or give --spec, but not both")
     if options.run:
         project = _project(options)
-        spec, preset = project.find(options.run), project.settings["preset"]
-        default = options.root / project.settings["results"] / "runs" / spec.run
+        spec = project.find(options.run)
+        preset = project.settings["preset"]
+        results = options.root / project.settings["results"]
     else:
-        spec, preset = RunSpec.from_dict(_json_object("--spec", options.spec)), options.preset or ""
-        default = Path("results/runs") / spec.run
-    return spec, options.out or default, preset
+        spec = RunSpec.from_dict(_json_object("--spec", options.spec))
+        preset = options.preset or ""
+        results = Path("results")
+    return spec, RunFolder(options.out) if options.out else RunFolder.of(results, spec.run), preset
 
 
 def _json_object(option: str, text: str) -> dict[str, Any]:

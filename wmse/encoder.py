@@ -34,6 +34,8 @@ class Encoder(ResNet):
     """
 
     def __init__(self, arch: str = "resnet18", stem: str = "cifar", width: int = 64) -> None:
+        if arch not in BLOCKS or stem not in STEMS:
+            raise ValueError(f"arch {arch!r} is not one of {', '.join(BLOCKS)}, or stem {stem!r} of {', '.join(STEMS)}")
         block, layers = BLOCKS[arch]
         super().__init__(block, layers)
         if width != 64:
@@ -80,11 +82,7 @@ def save_encoder(path: Path, encoder: Encoder, spec: RunSpec, data_digest: str) 
 
 
 def load_encoder(path: Path, encoder: Encoder, spec: RunSpec) -> None:
-    """Fill `encoder` with the weights of this very run.
-
-    Raises:
-        CheckpointError: missing, damaged, or of another run.
-    """
+    """Fill `encoder` with the weights of this very run. Raises CheckpointError: missing, damaged, or of another run."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get("wmse", "{}"))

@@ -12,8 +12,7 @@ from collections.abc import Iterable
 # EX_TEMPFAIL of sysexits.h, on which batch systems can be told to repeat.
 STOPPED_EXIT = 75
 
-LONGEST_MESSAGE = 4000  # characters; what a damaged file holds may be longer
-
+LONGEST_MESSAGE = 4000  # The most characters of a message; what a damaged file holds may be longer.
 
 # What helps when the system refuses to read or write a file.
 _REMEDIES = {

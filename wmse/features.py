@@ -21,10 +21,7 @@ from wmse.streams import stream, stream_seed
 
 @torch.no_grad()
 def extract(
-    encoder: nn.Module,
-    images: ArrayImages | FileImages,
-    runtime: Runtime,
-    between: Callable[[], None] = lambda: None,
+    encoder: nn.Module, images: ArrayImages | FileImages, runtime: Runtime, between: Callable[[], None] = lambda: None
 ) -> Tensor:
     """(n, f) float32 features of the un-augmented images, in eval mode, not normalised; on the runtime's device.
 

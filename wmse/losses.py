@@ -13,7 +13,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import cross_entropy
 from torch.nn.functional import normalize as unit_length
 
-from wmse.whitening import check_factorisations, whiten_sub_batches
+from wmse.whitening import at_least_float32, check_factorisations, whiten_sub_batches
 
 
 def wmse_loss(
@@ -67,7 +67,8 @@ def wmse_loss_unchecked(
     if whitening == "cholesky" and w_size <= embeddings.shape[-1]:
         raise ValueError(f"w_size ({w_size}) must exceed the embedding size ({embeddings.shape[-1]})")
     z, info = whiten_sub_batches(embeddings, whitening=whitening, w_size=w_size, w_iter=w_iter, generator=generator)
-    return (_UnitPairDistance.apply(z) if normalize else mean_pair_distance(z) / z.shape[-1]), info
+    loss = _UnitPairDistance.apply(z) if normalize else mean_pair_distance(z) / z.shape[-1]
+    return loss, info
 
 
 def mean_pair_distance(z: Tensor) -> Tensor:
@@ -119,7 +120,7 @@ def nt_xent(embeddings: Tensor, temperature: float = 0.5, normalize: bool = True
     Source: Chen et al. (2020), equation 1, as used by the paper's baseline (temperature 0.5).
     """
     with torch.autocast(embeddings.device.type, enabled=False):
-        z = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
+        z = at_least_float32(embeddings)
         z = unit_length(z, dim=-1) if normalize else z
         pairs = [_nt_xent_pair(z[i], z[j], temperature) for i, j in combinations(range(len(z)), 2)]
         return torch.stack(pairs).mean()
@@ -140,7 +141,7 @@ def byol_loss(predictions: Tensor, targets: Tensor, normalize: bool = True) -> T
     """
     d, k = len(predictions), predictions.shape[-1]
     with torch.autocast(predictions.device.type, enabled=False):
-        p, t = (x if x.dtype == torch.float64 else x.float() for x in (predictions, targets))
+        p, t = at_least_float32(predictions), at_least_float32(targets)
         if normalize:
             p, t = unit_length(p, dim=-1), unit_length(t, dim=-1)
         distances = [(p[i] - t[j]).square().sum(dim=-1).mean() for i, j in permutations(range(d), 2)]

@@ -12,7 +12,8 @@ import torch
 from wmse.errors import ConfigError
 
 POWERCAP = Path("/sys/class/powercap")
-Counter = tuple[Callable[[], float], float]  # the joules used so far, and after how many it starts again from 0
+# A function that reads the joules used so far, and after how many it starts again from 0.
+Counter = tuple[Callable[[], float], float]
 
 
 class PowerMeter:
@@ -23,7 +24,7 @@ class PowerMeter:
         watts: the power of the whole machine, instead of measuring it.
 
     Raises:
-        ConfigError: `watts` is no power.
+        ConfigError: `watts` is not a positive number.
     """
 
     def __init__(self, device: torch.device, watts: float | None = None, powercap: Path = POWERCAP) -> None:
@@ -35,7 +36,8 @@ class PowerMeter:
         self.complete = bool(self.gpu if device.type == "cuda" else self.packages)
 
     def __enter__(self) -> PowerMeter:
-        self.before, self.started = [read() for read, _ in self.packages + self.gpu], time.perf_counter()
+        self.before = [read() for read, _ in self.packages + self.gpu]
+        self.started = time.perf_counter()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -51,8 +53,9 @@ class PowerMeter:
             return f"power: {self.given:g} W, as given."
         if not self.complete:
             return "power: not known on this machine, so no energy: give the machine's power with --watts N."
-        names = ["the GPU (NVML)"] * bool(self.gpu) + ["the CPU packages (RAPL)"] * bool(self.packages)
-        return f"power: measured, {' and '.join(names)} alone; --watts N takes the whole machine's instead."
+        found = {"the GPU (NVML)": self.gpu, "the CPU packages (RAPL)": self.packages}
+        names = " and ".join(name for name, counters in found.items() if counters)
+        return f"power: measured, {names} alone; --watts N takes the whole machine's instead."
 
 
 def gpu_counters(device: torch.device) -> Iterator[Counter]:

@@ -41,7 +41,11 @@ def provenance(runtime: dict[str, Any]) -> dict[str, Any]:
     return {
         "commit": revision,
         "dirty": dirty,
-        "versions": {"python": platform.python_version(), "wmse": wmse.__version__, **_versions()},
+        "versions": {
+            "python": platform.python_version(),
+            "wmse": wmse.__version__,
+            **{name: metadata.version(name) for name in PACKAGES},
+        },
         "hardware": hardware(runtime),
         "runtime": runtime,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -51,10 +55,6 @@ def provenance(runtime: dict[str, Any]) -> dict[str, Any]:
 def hardware(runtime: dict[str, Any]) -> dict[str, Any]:
     """The processor, the cores that this process may use, and the GPU if it runs there."""
     return {"cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)), "gpu": _gpu_name(runtime)}
-
-
-def _versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in PACKAGES}
 
 
 def cpu_name() -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -15,10 +15,11 @@ from typing import IO, Any
 import torch
 from torch import nn
 
-from wmse.errors import ConfigError, OutOfMemoryError
+from wmse.errors import ConfigError, OutOfMemoryError, WmseError
+from wmse.locks import take_lock
 from wmse.provenance import peak_memory_bytes
 
-MOST_THREADS = 1024  # the OpenMP library ends the process when it cannot start as many as asked for
+MOST_THREADS = 1024  # The OpenMP library ends the process when it cannot start as many as asked for.
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,8 @@ class Runtime:
         return x.contiguous(memory_format=torch.channels_last) if self.channels_last else x
 
     def describe(self) -> dict[str, Any]:
-        """For the result file."""
-        return {
-            "device": str(self.device),
-            "precision": self.precision,
-            "channels_last": self.channels_last,
-            "compile": self.compile,
-            "deterministic": self.deterministic,
-            "threads": self.threads,
-        }
+        """Plain values, for the result file."""
+        return {**vars(self), "device": str(self.device)}
 
 
 def resolve(
@@ -72,22 +66,15 @@ def resolve(
 ) -> Runtime:
     """Choose what was left on "auto" for this machine, and set torch's global switches accordingly.
 
-    Raises:
-        ConfigError: no such device, a GPU was asked for and there is none, or a senseless number of threads.
+    Raises ConfigError: no such device, a GPU was asked for and there is none, or an impossible number of threads.
     """
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise ConfigError(f"threads: must be from 1 to {MOST_THREADS}, got {threads}")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError("device: cuda was asked for, but torch sees no GPU (check the driver, or --nv / --gpus all)")
-    if device == "cuda":
-        index = claim_gpu(torch.cuda.device_count())  # also the only visible one, which may be one of several to others
-        device = f"cuda:{index}" if torch.cuda.device_count() > 1 else device
     place = _device(device)
     on_gpu = place.type == "cuda"
     if precision == "auto":
-        precision = "bf16" if (torch.cuda.is_bf16_supported() if on_gpu else _cpu_has_bf16()) else "fp32"
+        has_bf16 = torch.cuda.is_bf16_supported() if on_gpu else _cpu_has_bf16()
+        precision = "bf16" if has_bf16 else "fp32"
     if threads:
         torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = False  # the covariance needs all digits of float32
@@ -99,15 +86,21 @@ def resolve(
     return Runtime(
         device=place,
         precision=precision,
-        channels_last=channels_last != "false",  # measured: faster on CPUs (1.4x) and on tensor cores
-        # "auto" is off: on a CPU a step takes 1.02 times as long, after 36 s of compilation; no GPU was measured yet.
-        compile=compile == "true",
+        channels_last=channels_last != "false",  # faster on CPUs and on tensor cores
+        compile=compile == "true",  # "auto" is off: no faster on a CPU, after a long compilation; not measured on a GPU
         deterministic=deterministic,
         threads=torch.get_num_threads(),
     )
 
 
 def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError("device: cuda was asked for, but torch sees no GPU (check the driver, or --nv / --gpus all)")
+    if name == "cuda":
+        index = claim_gpu(torch.cuda.device_count())  # also the only visible one, which may be one of several to others
+        name = f"cuda:{index}" if torch.cuda.device_count() > 1 else name
     if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
         raise ConfigError(f"device: must be auto, cpu, cuda or cuda:N, got {name!r}")
     device = torch.device(name)
@@ -116,7 +109,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-_claims: list[IO[str]] = []  # open files whose locks last as long as this process
+_claims: list[IO[str]] = []  # Open files, whose locks last as long as this process.
 
 
 def claim_gpu(count: int, folder: Path | None = None) -> int:
@@ -130,14 +123,9 @@ def claim_gpu(count: int, folder: Path | None = None) -> int:
     for index in range(count):
         name = visible[index].replace("/", "_") if len(visible) >= count and visible[index] else index
         path = (folder or Path(tempfile.gettempdir())) / f"wmse-gpu-{os.getuid()}-{name}.lock"
-        file = open(path, "w", encoding="ascii")  # noqa: SIM115 (stays open on purpose)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            continue
-        _claims.append(file)
-        return index
+        with contextlib.suppress(WmseError):  # taken
+            _claims.append(take_lock(path, "wmse"))
+            return index
     return 0
 
 
@@ -153,7 +141,7 @@ def lacks_memory(error: Exception) -> bool:
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def out_of_memory(where: Callable[[], str], device: torch.device, remedy: str) -> Iterator[None]:
     """Turn every kind of failed allocation into one OutOfMemoryError that says `where` and gives peak and `remedy`."""
     try:

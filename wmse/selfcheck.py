@@ -22,10 +22,6 @@ from wmse.whitening import whiten
 Matrix = list[list[float]]
 
 
-class CheckFailed(WmseError):
-    """A check did not give what it must."""
-
-
 def plain_whiten(x: Matrix) -> Matrix:
     """Section 3 of the paper in plain loops over Python's floats: the reference of `whiten`."""
     n, k = len(x), len(x[0])
@@ -60,7 +56,7 @@ def plain_loss(views: list[Matrix]) -> float:
 
 def _require(what: str, error: float, limit: float) -> None:
     if not error <= limit:  # also when it is not a number
-        raise CheckFailed(f"{what}: differs by {error:.2e} from the plain computation, allowed is {limit:.0e}")
+        raise WmseError(f"{what}: differs by {error:.2e} from the plain computation, allowed is {limit:.0e}")
 
 
 def check_arithmetic(device: torch.device, dtype: torch.dtype) -> str:
@@ -76,7 +72,8 @@ def check_arithmetic(device: torch.device, dtype: torch.dtype) -> str:
     _require("loss", abs(loss.item() - plain_loss(views)), limit)
     loss.backward()
     assert embeddings.grad is not None
-    gradient, step = embeddings.grad.double().cpu(), 1e-6
+    gradient = embeddings.grad.double().cpu()
+    step = 1e-6
     for view, image, j in ((0, 0, 0), (0, 5, 2), (1, 3, 1), (1, 8, 0)):
         value = views[view][image][j]
         sides = []
@@ -94,7 +91,7 @@ def check_network(device: torch.device) -> str:
     layer = torch.nn.Conv2d(3, 8, 3, device=device)
     layer(torch.ones(4, 3, 16, 16, device=device)).square().mean().backward()
     if layer.weight.grad is None or not layer.weight.grad.isfinite().all():
-        raise CheckFailed("the gradient of a convolution is missing or not finite")
+        raise WmseError("the gradient of a convolution is missing or not finite")
     return "a convolution and its gradient"
 
 
@@ -103,7 +100,7 @@ def check_embedded_data() -> str:
     found = [next(placed_raw(source, Path())) for source in SOURCES.values() if source.embedded]
     checked = [file for path, form in found for file in verify_raw(path, form)]
     if not checked:
-        raise CheckFailed("no embedded data found")
+        raise WmseError("no embedded data found")
     return f"{len(checked)} files as published"
 
 
@@ -123,7 +120,7 @@ def check_writable(folder: Path) -> str:
             pass
     except OSError as error:
         owner = place.stat().st_uid
-        raise CheckFailed(f"{place} (owner {owner}) cannot be written by uid {os.getuid()}: {error.strerror}") from None
+        raise WmseError(f"{place} (owner {owner}) cannot be written by uid {os.getuid()}: {error.strerror}") from None
     return f"{folder} can be written by uid {os.getuid()}"
 
 

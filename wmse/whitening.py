@@ -59,7 +59,12 @@ def whiten_unchecked(x: Tensor, eps: float = 0.0) -> tuple[Tensor, Tensor]:
     if n < 2:
         raise ValueError(f"whitening needs at least 2 samples in a group, got {n}")
     with torch.autocast(x.device.type, enabled=False):
-        return _Whitening.apply(x if x.dtype == torch.float64 else x.float(), eps)
+        return _Whitening.apply(at_least_float32(x), eps)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """float64 stays float64, everything else becomes float32: no loss is computed in half precision."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 class _Whitening(torch.autograd.Function):
@@ -128,7 +133,7 @@ def mirror_lower(x: Tensor) -> Tensor:
 def standardize(x: Tensor, eps: float = 1e-5) -> Tensor:
     """Zero mean and unit variance of each dimension of each group (..., n, k): batch norm without learnt parameters."""
     with torch.autocast(x.device.type, enabled=False):
-        x = x if x.dtype == torch.float64 else x.float()
+        x = at_least_float32(x)
         x = x - x.mean(dim=-2, keepdim=True)
         return x * (x.square().mean(dim=-2, keepdim=True) + eps).rsqrt()
 
@@ -200,11 +205,14 @@ def whiten_sub_batches(
         (d, w_iter, N / w_size, w_size, k) vectors, float32 (float64 for float64 embeddings), and the
         (d, w_iter, N / w_size) states of the factorisations as in `whiten_unchecked`, None where there are none.
     """
+    if whitening not in WHITENINGS:
+        raise ValueError(f"whitening must be one of {', '.join(WHITENINGS)}, got {whitening!r}")
     if whitening == "identity":
-        # The loss must not see half precision here either.
-        return (embeddings if embeddings.dtype == torch.float64 else embeddings.float())[:, None, None], None
+        return at_least_float32(embeddings)[:, None, None], None
     sliced = sub_batches(embeddings, w_size=w_size, w_iter=w_iter, generator=generator)
-    return (standardize(sliced), None) if whitening == "batch_norm" else whiten_unchecked(sliced)
+    if whitening == "batch_norm":
+        return standardize(sliced), None
+    return whiten_unchecked(sliced)
 
 
 def check_factorisations(info: Tensor, w_size: int, k: int) -> None:
@@ -216,7 +224,7 @@ def check_factorisations(info: Tensor, w_size: int, k: int) -> None:
 
 
 def __getattr__(name: str) -> Any:
-    """`from wmse.whitening import wmse_loss`, which is documented; on demand, as `wmse.losses` imports this module."""
+    """`from wmse.whitening import wmse_loss`, as it was documented; on demand, as `wmse.losses` imports this module."""
     if name == "wmse_loss":
         return importlib.import_module("wmse.losses").wmse_loss
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -25,10 +25,10 @@ TEMPLATE = Path(__file__).parent / "template"  # Links to config.yaml and workfl
 def init_folder(folder: Path) -> list[Path]:
     """Put config.yaml and workflow/ into `folder`, and return what was written.
 
-    Raises:
-        ConfigError: one of them is there already; then nothing is written.
+    Raises ConfigError: one of them is there already; then nothing is written.
     """
-    config, workflow = folder / "config.yaml", folder / "workflow"
+    config = folder / "config.yaml"
+    workflow = folder / "workflow"
     for target in (config, workflow):
         if os.path.lexists(target):
             raise ConfigError(f"{target}: exists already and stays as it is; nothing was written")
@@ -39,15 +39,14 @@ def init_folder(folder: Path) -> list[Path]:
 
 # Snakemake's own lock files in .snakemake/locks outlive a killed Snakemake. The kernel releases these two when the
 # process ends, and so they tell a run that goes on from one that was killed.
-RESULTS_LOCK = ".snakemake.lock"  # in the folder of the results, which one Snakemake works on
-WORKING_LOCK = ".snakemake/wmse.lock"  # in the working folder, where several may work on different results
+RESULTS_LOCK = ".snakemake.lock"  # It lies in the folder of the results, which one Snakemake works on.
+WORKING_LOCK = ".snakemake/wmse.lock"  # It lies in the working folder, where several may work on different results.
 
 
 def hold_folders(results: str, command: Sequence[str], folder: Path = Path()) -> list[IO[str]]:
     """Let nobody else run jobs for the results, from whatever working folder, as long as the files stay open.
 
-    Raises:
-        WmseError: somebody is at work on them; the message names who.
+    Raises WmseError: somebody is at work on them; the message names who.
     """
     name = shlex.join(command)
     return [take_lock(Path(results) / RESULTS_LOCK, name), take_lock(folder / WORKING_LOCK, name, shared=True)]
@@ -76,7 +75,8 @@ def outside_folders(project: Path, results: str, data_root: str, benchmarks: Ite
     for benchmark in benchmarks:
         folder = data / benchmark
         named += [folder, folder / "raw", folder / "prepared"]
-    seen, pairs = [Path.cwd().resolve()], []
+    seen = [Path.cwd().resolve()]
+    pairs = []
     for path in named:
         for place in (Path(os.path.abspath(path)), path.resolve()):  # noqa: PTH100 (a link is a place of its own)
             if not any(place.is_relative_to(folder) for folder in seen):
@@ -108,7 +108,9 @@ def share_of_cores(jobs: int, cores: int, settings: Mapping[str, Any]) -> int:
     """Threads of one of `jobs` jobs: the configured number, or what feeds a GPU, or an even share of the cores."""
     if settings["threads"] != "auto":
         return settings["threads"]
-    return min(8, cores) if uses_gpu(settings["device"]) else max(1, cores // max(1, min(cores, jobs)))
+    if uses_gpu(settings["device"]):
+        return min(8, cores)
+    return max(1, cores // max(1, jobs))
 
 
 def pretrain_threads(d: int, jobs: int, cores: int, settings: Mapping[str, Any]) -> int:
@@ -132,7 +134,9 @@ def stage_command(stage: str, settings: Mapping[str, Any]) -> str:
     Settings of the machine stand here and not among a rule's `params`: changing them must not repeat what is finished.
     """
     words = _options(settings, "data_root", "preset", "device", "channels_last", "compile")
-    return shlex.join(["wmse", stage, *words, *(["--deterministic"] if settings["deterministic"] else [])]) + " "
+    if settings["deterministic"]:
+        words.append("--deterministic")
+    return shlex.join(["wmse", stage, *words]) + " "
 
 
 def pretrain_flags(jobs: int, cores: int, settings: Mapping[str, Any]) -> str:

@@ -21,9 +21,10 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
+from builders import ROOT
+from builders.workflow import environment
 from wmse.config import RunSpec, load_project, read_yaml
 
-ROOT = Path(__file__).resolve().parents[2]
 DOCKER, IMAGE, SIF = (os.environ.get(name, "") for name in ("DOCKER", "IMAGE", "SIF"))
 HOME = "/opt/wmse-repro"
 if not IMAGE:
@@ -89,12 +90,8 @@ def in_docker(folder: Path | None, *arguments: str, options: tuple[str, ...] = (
 
 def snakemake(folder: Path, *arguments: str, **options: Any) -> Run:
     """Snakemake of this environment, without a network where this user may say so."""
-    environment = {**environ(), **options.pop("env", {})}
-    return execute([*offline(), *snakemake_command(), *arguments], cwd=folder, env=environment, **options)
-
-
-def environ() -> dict[str, str]:
-    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    own = environment(**options.pop("env", {}))
+    return execute([*offline(), *snakemake_command(), *arguments], cwd=folder, env=own, **options)
 
 
 def snakemake_command() -> list[str]:
@@ -422,7 +419,7 @@ def test_a_stop_under_apptainer_writes_a_checkpoint(tmp_path: Path) -> None:
     log = folder / "log.txt"
     with open(log, "w") as file:
         command = [*offline(), *snakemake_command(), "--use-singularity", *settings]
-        run = subprocess.Popen(command, cwd=folder, env=environ(), stdout=file, stderr=file, start_new_session=True)
+        run = subprocess.Popen(command, cwd=folder, env=environment(), stdout=file, stderr=file, start_new_session=True)
         try:
             assert "epoch 2/30" in wait_for(log.read_text, "epoch 2/30", 90), log.read_text()
             os.killpg(run.pid, signal.SIGTERM)  # as batch systems do

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import os
 import pickle
 import resource
@@ -21,14 +20,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_job, tiny_spec
-from PIL import Image
-from test_datasets import (
+
+from builders import ROOT
+from builders.hostile import circle, idx, picture, resized
+from builders.raw import (
     WNIDS,
     cifar_source,
     imagenet_source,
+    prepare_raw,
     put,
-    run,
     stl_source,
     tar_bytes,
     tiny_source,
@@ -37,8 +37,7 @@ from test_datasets import (
     write_stl10,
     write_tiny,
 )
-from test_fuzz import circle, idx, resized
-
+from builders.runs import make_job, tiny_spec
 from wmse.datasets import ArrayDataset, ArraySplit, cifar, stl10, tiny_imagenet
 from wmse.datasets.archives import FolderFiles
 from wmse.datasets.decode import decode_image
@@ -80,8 +79,6 @@ with open_raw(Path(sys.argv[1]), Archive("x", 1 << 20, "", (), "", "any", {})) a
     for name in files.listing(""):
         files.read(name, 1 << 22)
 """
-
-
 UNPACK = """
 from wmse.datasets.archives import extract_class_tars
 extract_class_tars(Path(sys.argv[1]), Path(sys.argv[2]), None, lambda line: None)
@@ -189,7 +186,7 @@ PICKLES = {
     "a list in a list in a list": b"\x80\x02" + b"]" * 500_000 + b"a" * 499_999 + b".",
 }
 READ_CIFAR = """
-from test_datasets import cifar_source
+from builders.raw import cifar_source
 from wmse.datasets import cifar
 from wmse.datasets.archives import FolderFiles
 next(cifar.parse(cifar_source("cifar10"), FolderFiles(Path(sys.argv[1]), "python")))
@@ -210,7 +207,7 @@ def test_a_label_that_is_none_of_the_classes_is_refused(tmp_path: Path, label: A
     batch = {b"data": np.zeros((10, 3072), np.uint8), b"labels": [*range(9), label]}
     put(folder / "test_batch", pickle.dumps(batch))
     with pytest.raises(DataError, match=r"test has a label outside 0\.\.9|test_batch: expected .* whole numbers"):
-        run(cifar_source("cifar10"), tmp_path)
+        prepare_raw(cifar_source("cifar10"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +242,7 @@ def test_huge_files_are_refused_unread(
 
 def test_a_wrong_header_of_a_prepared_array_is_refused(tmp_path: Path, counts: Counter[str]) -> None:
     write_cifar("cifar10", "binary", tmp_path / "cifar10/raw")
-    prepared = run(cifar_source("cifar10"), tmp_path)
+    prepared = prepare_raw(cifar_source("cifar10"), tmp_path)
     path = prepared.folder / "test-labels.npy"
     good = path.read_bytes()
     values = np.arange(10).tobytes()
@@ -261,7 +258,7 @@ def test_a_wrong_header_of_a_prepared_array_is_refused(tmp_path: Path, counts: C
         assert len(content) == len(good)
         path.write_bytes(content)
         with pytest.raises(DataError, match=words) as failure:
-            _ = run(cifar_source("cifar10"), tmp_path)["test"].labels
+            _ = prepare_raw(cifar_source("cifar10"), tmp_path)["test"].labels
         assert str(path) in str(failure.value)
 
 
@@ -288,18 +285,12 @@ def png(w: int, h: int) -> bytes:
     )
 
 
-def jpeg_of(mode: str, size: tuple[int, int], form: str = "JPEG") -> bytes:
-    buffer = io.BytesIO()
-    Image.new(mode, size).save(buffer, form)
-    return buffer.getvalue()
-
-
 DECODE = "from wmse.datasets.decode import decode_image; decode_image(Path(sys.argv[1]), sys.argv[1])"
 BOMBS = {
     "9,500 x 9,500": lambda: png(9_500, 9_500),  # above Pillow's warning
     "30,000 x 30,000": lambda: png(30_000, 30_000),  # above its error
-    "65,000 x 1": lambda: jpeg_of("RGB", (65_000, 1)),
-    "1 x 65,000": lambda: jpeg_of("L", (1, 65_000)),
+    "65,000 x 1": lambda: picture("RGB", "JPEG", (65_000, 1)),
+    "1 x 65,000": lambda: picture("L", "JPEG", (1, 65_000)),
 }
 
 
@@ -312,25 +303,25 @@ def test_an_image_that_would_fill_the_memory_is_refused(tmp_path: Path, what: st
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
 def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     form = "JPEG" if mode in ("CMYK", "YCbCr") else "PNG"
-    pixels = decode_image(put(tmp_path / "x.JPEG", jpeg_of(mode, (5, 4), form)), "x")
+    pixels = decode_image(put(tmp_path / "x.JPEG", picture(mode, form, (5, 4))), "x")
     assert (pixels.shape, pixels.dtype) == ((4, 5, 3), np.uint8)
 
 
 @pytest.mark.parametrize("form", ["GIF", "EPS", "TIFF", "PPM"])
 def test_other_formats_are_refused_whatever_their_name(tmp_path: Path, form: str) -> None:
     """Pillow would start Ghostscript for an EPS file that is named .JPEG."""
-    path = put(tmp_path / "x.JPEG", jpeg_of("RGB", (64, 64), form))
+    path = put(tmp_path / "x.JPEG", picture("RGB", form, (64, 64)))
     with pytest.raises(DataError, match=r"x\.JPEG: not a readable image"):
         decode_image(path, str(path))
     folder = write_tiny(tmp_path / "tiny_imagenet/raw")
     path.rename(folder / f"train/{WNIDS[0]}/images/{WNIDS[0]}_1.JPEG")
     with pytest.raises(DataError, match=f"{WNIDS[0]}_1.JPEG: not a readable image"):
-        run(tiny_source(), tmp_path)
+        prepare_raw(tiny_source(), tmp_path)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (2, 3)])
 def test_tiny_images_are_as_good_as_others(tmp_path: Path, size: tuple[int, int]) -> None:
-    path = put(tmp_path / "x.JPEG", jpeg_of("RGB", size))
+    path = put(tmp_path / "x.JPEG", picture("RGB", "JPEG", size))
     images = FileImages([path], ViewRecipe(size=16), 20, torch.device("cpu"))
     for view in (*images.views(torch.tensor([0]), 2, 0, 0), *images.plain()):
         assert view.shape == (1, 3, 16, 16)
@@ -339,7 +330,7 @@ def test_tiny_images_are_as_good_as_others(tmp_path: Path, size: tuple[int, int]
 
 def test_a_bomb_among_the_images_stops_a_training_with_its_name(tmp_path: Path, counts: Counter[str]) -> None:
     counts["inputs"] += 1
-    paths = [put(tmp_path / f"{i}.JPEG", jpeg_of("RGB", (20 + i, 30))) for i in range(48)]
+    paths = [put(tmp_path / f"{i}.JPEG", picture("RGB", "JPEG", (20 + i, 30))) for i in range(48)]
     put(paths[17], png(9_500, 9_500))
     split = ArraySplit(np.arange(48) % 3, paths=paths)
     spec = tiny_spec(
@@ -368,20 +359,20 @@ def test_what_is_no_image_file_is_not_listed(tmp_path: Path, counts: Counter[str
     }.items():
         counts["inputs"] += 1
         make(folder / name)
-    assert len(run(imagenet_source(), tmp_path)["train"].paths) == 6
+    assert len(prepare_raw(imagenet_source(), tmp_path)["train"].paths) == 6
     (tmp_path / "imagenet/prepared/manifest.json").unlink()
     for name in ("a\nb.JPEG", "a\u2028b.JPEG", b"\xff.JPEG".decode("utf-8", "surrogateescape")):
         counts["inputs"] += 1
         put(folder / name, b"x")
         with pytest.raises(DataError, match="cannot be listed"):
-            run(imagenet_source(), tmp_path)
+            prepare_raw(imagenet_source(), tmp_path)
         (folder / name).unlink()
 
 
 def test_a_line_too_few_in_the_list_of_files_is_noticed(tmp_path: Path, counts: Counter[str]) -> None:
     counts["inputs"] += 1
     write_imagenet(tmp_path / "imagenet/raw", WNIDS)
-    path = run(imagenet_source(), tmp_path).folder / "test-paths.txt"
+    path = prepare_raw(imagenet_source(), tmp_path).folder / "test-paths.txt"
     path.write_bytes(path.read_bytes().replace(b"\n", b" ", 1))  # the size stays
     with pytest.raises(DataError, match=r"test-paths\.txt: 2 lines for 3 images"):
-        _ = run(imagenet_source(), tmp_path)["test"].paths
+        _ = prepare_raw(imagenet_source(), tmp_path)["test"].paths

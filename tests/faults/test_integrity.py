@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import tiny_spec
 
+from builders.runs import tiny_spec
 from wmse.cli import main
 from wmse.errors import DataError
 from wmse.files import write_sealed_json

@@ -9,11 +9,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import forked
 import pytest
-from conftest import tiny_spec
-from forked import KillPoints, Reference, start, wait
 
+from builders.forked import KillPoints, Reference, SharedCount, start, wait
+from builders.runs import tiny_spec
 from wmse.datasets import load, prepare
 from wmse.errors import DataError
 from wmse.runs.folder import CHECKPOINTS
@@ -30,7 +29,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 
 def finish(reference: Reference, folder: Path, log: Path) -> int:
     """Let the job end undisturbed, compare everything; returns the steps that it took."""
-    steps = forked.Counter()
+    steps = SharedCount()
     assert wait(start(lambda: reference.job(folder, POLICY, steps), log)) == 0, log.read_text()
     reference.assert_same(folder)
     assert (folder / "result.json").exists()
@@ -48,9 +47,9 @@ def test_killed_at_every_moment_around_its_writes(
     """
     kills, log = 0, tmp_path / "log"
     for n in range(1, 1000):
-        folder, steps = tmp_path / str(n), forked.Counter()
+        folder, steps = tmp_path / str(n), SharedCount()
 
-        def job(folder: Path = folder, steps: forked.Counter = steps, n: int = n) -> None:
+        def job(folder: Path = folder, steps: SharedCount = steps, n: int = n) -> None:
             KillPoints(folder, n, everywhere=long).install()
             reference.job(folder, POLICY, steps)
 
@@ -74,7 +73,7 @@ def test_killed_again_and_again_in_one_folder(
     for attempt in range(10 if long else 1):
         folder, saved = tmp_path / f"run{attempt}", 0
         for _ in range(6):
-            steps = forked.Counter()
+            steps = SharedCount()
             pid = start(lambda folder=folder, steps=steps: reference.job(folder, POLICY, steps), log)
             wanted, pause = chance.randint(0, STEPS - saved), chance.uniform(0, 0.1)
             deadline = time.monotonic() + 60

@@ -1,52 +1,32 @@
-"""Faults inside a training: numbers that are not finite, collapse, damaged checkpoints, stops, too little memory."""
+"""Faults inside a training: numbers that are not finite, stops, and too little memory."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import os
-import pickle
 import random
 import re
 import resource
-import shutil
 import signal
 from collections import Counter
-from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from conftest import CPU, ArrayDataset, make_images, make_job, tiny_spec
-from forked import Reference, start, wait
 
 import wmse.training.guard
-from wmse.config import RunSpec
-from wmse.errors import CheckpointError, OutOfMemoryError, TrainingError
+from builders.data import make_images
+from builders.forked import Reference, start, wait
+from builders.runs import CPU, EVERY_STEP, make_job, make_trainer, tiny_spec
+from wmse.datasets import ArrayDataset
+from wmse.errors import OutOfMemoryError, TrainingError
 from wmse.runs.evaluate import evaluate
 from wmse.runs.folder import CHECKPOINTS
 from wmse.runtime import Runtime, out_of_memory
 from wmse.training import CheckpointPolicy, Stopped, Trainer, pretrain
 from wmse.training.checkpoint import list_checkpoints, load_checkpoint
-
-EVERY_STEP = CheckpointPolicy(seconds=0, keep=3)
-
-
-def make(spec: RunSpec, data: ArrayDataset, out: Path, lines: list[str] | None = None, **settings: object) -> Trainer:
-    settings = {"checkpoints": EVERY_STEP, **settings}
-    return Trainer(make_job(spec, data, out, log=(lines if lines is not None else []).append, **settings))
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    return Reference(tiny_spec(), tmp_path_factory.mktemp("reference"))
-
-
-# --- numbers ----------------------------------------------------------------------------------------------------------
 
 
 def poison(trainer: Trainer, step: int, value: float) -> None:
@@ -75,7 +55,7 @@ def test_a_gradient_that_is_not_finite_reaches_no_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """At once as on a CPU, or `deferred` as on a GPU, where the bad update has been made when the verdict comes."""
-    trainer = make(
+    trainer = make_trainer(
         reference.spec, reference.data, tmp_path / "run", checkpoints=EVERY_STEP if step < 5 else CheckpointPolicy()
     )
     event = SimpleNamespace(record=lambda: None, synchronize=lambda: None)
@@ -96,7 +76,7 @@ def test_a_gradient_that_is_not_finite_reaches_no_checkpoint(
 
 
 def test_parameters_that_are_not_finite_are_not_saved(data: ArrayDataset, tmp_path: Path) -> None:
-    trainer = make(tiny_spec(), data, tmp_path)
+    trainer = make_trainer(tiny_spec(), data, tmp_path)
     trainer.method.after_step = lambda progress: trainer.method.head[0].bias.data.fill_(torch.inf)
     with pytest.raises(TrainingError, match=r"step 0 \(epoch 1\): the parameters are not finite"):
         trainer.run()
@@ -104,7 +84,7 @@ def test_parameters_that_are_not_finite_are_not_saved(data: ArrayDataset, tmp_pa
 
 
 def test_embeddings_that_are_not_finite_are_no_singular_covariance(data: ArrayDataset, tmp_path: Path) -> None:
-    trainer = make(tiny_spec(), data, tmp_path)
+    trainer = make_trainer(tiny_spec(), data, tmp_path)
     torch.nn.init.constant_(trainer.method.encoder.conv1.weight, torch.nan)
     with pytest.raises(TrainingError, match=r"step 0 \(epoch 1\): the embeddings are not finite"):
         trainer.run()
@@ -130,7 +110,7 @@ def test_a_network_that_gives_one_embedding_for_all_images_is_stopped(
 ) -> None:
     monkeypatch.setattr(wmse.training.guard, "COLLAPSED_STEPS", 5)
     lines: list[str] = []
-    trainer = make(tiny_spec(label), data, tmp_path, lines)
+    trainer = make_trainer(tiny_spec(label), data, tmp_path, lines)
     torch.nn.init.zeros_(trainer.method.encoder.conv1.weight)
     with pytest.raises(TrainingError, match=r"step 4 .*equal to the last bit.*Lower lr"):
         trainer.run()
@@ -142,195 +122,12 @@ def test_a_head_that_starts_at_zero_and_an_ablation_that_shows_collapse_run_to_t
     data: ArrayDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wmse.training.guard, "COLLAPSED_STEPS", 5)
-    trained = [make(tiny_spec(label), data, tmp_path / label) for label in ("byol", "wmse-2@no-whitening")]
+    trained = [make_trainer(tiny_spec(label), data, tmp_path / label) for label in ("byol", "wmse-2@no-whitening")]
     for trainer in trained:
         torch.nn.init.zeros_(trainer.method.head[-1].weight)
     spread = [trainer.run()[-1].embedding_std for trainer in trained]
     assert spread[0] > 0.1
     assert spread[1] == 0
-
-
-# --- damaged checkpoints ----------------------------------------------------------------------------------------------
-
-
-def cut(content: bytes) -> bytes:
-    return content[: len(content) // 2]
-
-
-def flip(content: bytes) -> bytes:
-    changed = bytearray(content)
-    changed[len(content) // 3] ^= 1
-    return bytes(changed)
-
-
-def empty(content: bytes) -> bytes:
-    return b""
-
-
-@pytest.mark.parametrize("damage", [cut, flip, empty])
-def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_is_used(
-    damage: Callable[[bytes], bytes], tmp_path: Path, reference: Reference, counts: Counter[str]
-) -> None:
-    run, lines = tmp_path / "run", []
-    trainer = make(reference.spec, reference.data, run)
-    trainer.stop = lambda: signal.SIGTERM if trainer.progress.step == 5 else None
-    with pytest.raises(Stopped):
-        trainer.run()
-    (newest_step, newest), (before, _), *_ = list_checkpoints(run / CHECKPOINTS)
-    assert (newest_step, before) == (5, 4)
-    newest.write_bytes(damage(newest.read_bytes()))
-    counts["faults"] += 1
-    pretrain(make_job(reference.spec, reference.data, run, log=lines.append, checkpoints=EVERY_STEP))
-    (warning,) = [line for line in lines if line.startswith("warning: ")]
-    assert str(newest) in warning
-    assert "sha256" in warning
-    assert any("at step 4 of 9" in line for line in lines)
-    assert newest.with_name(newest.name + ".damaged").exists()
-    reference.assert_same(run)
-
-
-def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_again(data: ArrayDataset, tmp_path: Path) -> None:
-    trainer = make(tiny_spec(), data, tmp_path)
-    trainer.stop = lambda: signal.SIGTERM if trainer.progress.step == 4 else None
-    with pytest.raises(Stopped):
-        trainer.run()
-    found = [path for _, path in list_checkpoints(tmp_path / CHECKPOINTS)]
-    copy = shutil.copy(found[1], tmp_path / "backup")
-    for path in found:
-        path.write_bytes(b"damaged")
-    for _ in range(2):  # asking again changes nothing
-        with pytest.raises(
-            CheckpointError, match=rf"{CHECKPOINTS}: no checkpoint is intact \(step.*remove this folder"
-        ):
-            make(tiny_spec(), data, tmp_path).run()
-    shutil.copy(copy, found[1])  # as the message says
-    again = make(tiny_spec(), data, tmp_path)
-    again.run()
-    assert again.progress.resumed == 1
-
-
-@pytest.mark.parametrize(
-    ("module", "name", "error", "outcome"),
-    [
-        (Path, "read_bytes", PermissionError(errno.EACCES, "Permission denied"), CheckpointError),
-        (torch, "load", RuntimeError("DefaultCPUAllocator: can't allocate memory"), OutOfMemoryError),
-    ],
-)
-def test_a_checkpoint_that_cannot_be_loaded_now_is_not_called_damaged(
-    module: object,
-    name: str,
-    error: Exception,
-    outcome: type[Exception],
-    data: ArrayDataset,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    trainer = make(tiny_spec(), data, tmp_path)
-    trainer.stop = lambda: signal.SIGTERM if trainer.progress.step == 2 else None
-    with pytest.raises(Stopped):
-        trainer.run()
-    before = list_checkpoints(tmp_path / CHECKPOINTS)
-
-    def failing(*arguments: object, **named: object) -> None:
-        raise error
-
-    monkeypatch.setattr(module, name, failing)
-    with pytest.raises(outcome, match=r"step-000000002-\w+\.pt: cannot be read|out of memory"):
-        pretrain(make_job(tiny_spec(), data, tmp_path))
-    assert list_checkpoints(tmp_path / CHECKPOINTS) == before
-
-
-def test_a_newest_checkpoint_on_a_bad_block_is_set_aside(
-    data: ArrayDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = make(tiny_spec(), data, tmp_path)
-    trainer.stop = lambda: signal.SIGTERM if trainer.progress.step == 2 else None
-    with pytest.raises(Stopped):
-        trainer.run()
-    read = Path.read_bytes
-
-    def failing(path: Path) -> bytes:
-        if "step-000000002" in path.name:
-            raise OSError(errno.EIO, "Input/output error")
-        return read(path)
-
-    monkeypatch.setattr(Path, "read_bytes", failing)
-    lines: list[str] = []
-    make(tiny_spec(), data, tmp_path, lines).run()
-    assert any("warning: " in line and "step-000000002" in line and "Input/output error" in line for line in lines)
-    assert any("at step 1 of 9" in line for line in lines)
-
-
-class Payload:
-    """A pickle that would create a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.path),)
-
-
-def test_a_forged_checkpoint_is_refused_and_executes_nothing(data: ArrayDataset, tmp_path: Path) -> None:
-    folder = tmp_path / CHECKPOINTS
-    folder.mkdir()
-    zipped = io.BytesIO()
-    torch.save({"format": 2, "hash": Payload(tmp_path / "executed")}, zipped)
-    for content in (zipped.getvalue(), pickle.dumps(Payload(tmp_path / "executed"), protocol=2), b"", b"text"):
-        path = folder / f"step-000000001-{sha256(content).hexdigest()[:16]}.pt"
-        path.write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"step-000000001-\w+\.pt: not a readable checkpoint"):
-            make(tiny_spec(), data, tmp_path).run()
-        path.unlink()
-    assert not (tmp_path / "executed").exists()
-
-
-def test_checkpoints_come_as_asked_and_only_the_newest_stay(data: ArrayDataset, tmp_path: Path) -> None:
-    found: list[list[int]] = []
-
-    def log(line: str) -> None:
-        if line.startswith("epoch"):
-            found.append([step for step, _ in list_checkpoints(tmp_path / CHECKPOINTS)])
-
-    policy = CheckpointPolicy(seconds=1e9, epochs=2, keep=2)
-    pretrain(make_job(tiny_spec(epochs=7), data, tmp_path, log=log, checkpoints=policy))
-    assert found == [[], [], [6], [6], [12, 6], [12, 6], [18, 12]]
-    assert [step for step, _ in list_checkpoints(tmp_path / CHECKPOINTS)] == [21, 18]
-
-
-def as_format_2(progress: dict[str, Any]) -> dict[str, Any]:
-    """The progress as version 2 of the checkpoints wrote it."""
-    old, epoch = dict(progress), progress["epoch"]
-    del old["epoch"]
-    if epoch["embedding_std"] is None:
-        return {**old, "seconds": 1.5, "epoch_seconds": 0.5, "loss_sum": epoch["loss_sum"], "unevaluated": None}
-    record = {"epoch": len(old["history"]) + 1, "step": old["step"], "seconds": 2.5, "loss": epoch["loss_sum"] / 3}
-    record |= {name: epoch[name] for name in ("embedding_std", "effective_rank")}
-    return {**old, "seconds": 2.5, "epoch_seconds": 0.0, "loss_sum": 0.0, "unevaluated": record}
-
-
-@pytest.mark.parametrize("questions", [2, 4, 8])  # within an epoch, between two, within the second one's evaluation
-def test_checkpoints_of_format_2_are_continued(questions: int, tmp_path: Path, reference: Reference) -> None:
-    run = tmp_path / "run"
-    trainer = make(reference.spec, reference.data, run, checkpoints=CheckpointPolicy())
-    asked = iter([None] * (questions - 1) + [signal.SIGTERM])
-    trainer.stop = lambda: next(asked)
-    with pytest.raises(Stopped):
-        trainer.run()
-    ((step, path),) = list_checkpoints(run / CHECKPOINTS)
-    state = torch.load(path, weights_only=True)
-    path.unlink()
-    content = io.BytesIO()
-    torch.save({**state, "format": 2, "progress": as_format_2(state["progress"])}, content)
-    digest = sha256(content.getvalue()).hexdigest()
-    path.with_name(f"step-{step:09d}-{digest[:16]}.pt").write_bytes(content.getvalue())
-    lines: list[str] = []
-    pretrain(make_job(reference.spec, reference.data, run, log=lines.append))
-    assert any(f"at step {step} of 9" in line for line in lines)
-    reference.assert_same(run)
-
-
-# --- stops ------------------------------------------------------------------------------------------------------------
 
 
 def test_stops_at_many_moments_of_one_run_change_no_bit(
@@ -341,7 +138,7 @@ def test_stops_at_many_moments_of_one_run_change_no_bit(
     chance = random.Random(0)
     finished = False
     while not finished:
-        trainer = make(reference.spec, reference.data, run, checkpoints=CheckpointPolicy())
+        trainer = make_trainer(reference.spec, reference.data, run, checkpoints=CheckpointPolicy())
         asked = iter([None] * chance.randint(0, 4) + [signal.SIGTERM])
         trainer.stop = lambda asked=asked: next(asked)
         before = list_checkpoints(run / CHECKPOINTS)
@@ -361,7 +158,7 @@ def test_stops_at_many_moments_of_one_run_change_no_bit(
 def test_a_stop_within_the_evaluation_leaves_the_whole_evaluation_to_do(tmp_path: Path, reference: Reference) -> None:
     for part in range(3):  # features of the training images, of the test images, neighbours
         run = tmp_path / str(part)
-        trainer = make(reference.spec, reference.data, run, checkpoints=CheckpointPolicy())
+        trainer = make_trainer(reference.spec, reference.data, run, checkpoints=CheckpointPolicy())
         questions = iter(
             [None] * (6 + 1 + part) + [signal.SIGTERM]
         )  # after 6 steps and epoch 1, which has no evaluation
@@ -386,9 +183,6 @@ def test_each_signal_stops_with_a_checkpoint(number: int, tmp_path: Path, refere
         pretrain(make_job(reference.spec, reference.data, tmp_path / "run", log=log))
     pretrain(make_job(reference.spec, reference.data, tmp_path / "run"))
     reference.assert_same(tmp_path / "run")
-
-
-# --- memory -----------------------------------------------------------------------------------------------------------
 
 
 HELD: list[torch.Tensor] = []  # what a child has taken

@@ -19,9 +19,10 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT, TINY
-from test_workflow import snakemake
 
+from builders import ROOT
+from builders.runs import TINY
+from builders.workflow import PATIENT, environment, snakemake
 from wmse.config import load_project
 from wmse.runs.verify import verify
 
@@ -45,14 +46,10 @@ def project(folder: Path, **parameters: Any) -> Path:
 @contextmanager
 def running(folder: Path, *targets: str) -> Iterator[subprocess.Popen[bytes]]:
     """The documented command in a process group of its own, of which nothing is left afterwards."""
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "GOMP_SPINCOUNT": "1000",
-    }
     command = ["snakemake", "--snakefile", str(ROOT / "workflow/Snakefile"), "--cores", "2", *targets]
+    settings = {"cwd": folder, "env": environment(**PATIENT), "start_new_session": True}
     with open(folder / "log", "ab") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, stdout=log, stderr=log, **settings)
     try:
         yield process
     finally:
@@ -199,8 +196,8 @@ def test_one_run_at_a_time_works_in_a_results_folder_and_looking_is_free(tmp_pat
         run = next(folder.glob("results/runs/fashion_mnist/wmse-2/*"))
         for stage in ("pretrain", "evaluate"):
             by_hand = [sys.executable, "-m", "wmse", stage, f"fashion_mnist/wmse-2/{run.name}", "--root", str(folder)]
-            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-            done = subprocess.run(by_hand, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+            own = environment(PYTHONPATH=str(ROOT))
+            done = subprocess.run(by_hand, cwd=folder, env=own, capture_output=True, text=True, timeout=300)
             assert done.returncode == 1, done.stdout + done.stderr
             assert re.search(r"\.lock is locked by wmse pretrain \S+ \(pid \d+ on \S+\): wait for it", done.stderr)
         counts["faults"] += 6

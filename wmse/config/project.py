@@ -34,8 +34,7 @@ def make_label(label: str) -> str:
 def make_spec(cell: str, seed: int, overrides: Sequence[Mapping[str, Any]] = ()) -> RunSpec:
     """The run of a cell: the paper's recipe with `overrides` applied in order.
 
-    Raises:
-        ConfigError: naming the cell and the key.
+    Raises ConfigError: naming the cell and the key.
     """
     benchmark, _, label = cell.partition("/")
     method, d, variant = parse_label(label)
@@ -81,16 +80,15 @@ class Project:
     def find(self, run: str) -> RunSpec:
         """The run with this name (``cell/seedN-hash`` or ``cell/seedN``)."""
         for spec in self.runs:
-            if run in (spec.run, spec.run.rsplit("-", 1)[0]):
+            if run in (spec.run, spec.name):
                 return spec
-        raise ConfigError(unknown("run", run, (spec.run.rsplit("-", 1)[0] for spec in self.runs)))
+        raise ConfigError(unknown("run", run, (spec.name for spec in self.runs)))
 
 
 def load_project(config: Mapping[str, Any]) -> Project:
     """Resolve a configuration: the content of config.yaml, or that merged with what Snakemake was given.
 
-    Raises:
-        ConfigError: one message that names the key and what is allowed.
+    Raises ConfigError: one message that names the key and what is allowed.
     """
     try:
         count_values(dict(config), {})

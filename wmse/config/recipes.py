@@ -13,7 +13,7 @@ from wmse.errors import ConfigError, show, unknown
 
 FOLDER = Path(__file__).parent
 LARGEST = 2**31 - 1  # No number may be larger: this is far above what can be computed, and far below what overflows.
-VIEWS_PER_STEP = 1024  # d * N in the paper, for d = 2 and d = 4
+VIEWS_PER_STEP = 1024  # The paper has this many, d * N, for d = 2 and for d = 4.
 
 
 @functools.cache
@@ -85,8 +85,7 @@ def paper_table(benchmark: str) -> int:
 def parse_label(label: str) -> tuple[str, int, str]:
     """``wmse-4@euclidean`` as (method, d, variant); baselines have d = 1, `simclr` alone has d = 2.
 
-    Raises:
-        ConfigError: the label names no method.
+    Raises ConfigError: the label names no method.
     """
     name, _, variant = label.partition("@")
     method, dash, number = name.partition("-")
@@ -107,8 +106,7 @@ def paper_parameters(
 ) -> dict[str, Any]:
     """The paper's parameters of a cell with `overrides` applied in order; relative values are applied last.
 
-    Raises:
-        ConfigError: no such benchmark, or a relative value that cannot be applied.
+    Raises ConfigError: no such benchmark, or a relative value that cannot be applied.
     """
     book = recipes()
     if benchmark not in book["benchmarks"]:
@@ -116,7 +114,10 @@ def paper_parameters(
     recipe = book["benchmarks"][benchmark]
     changes = {**book["methods"], **book["baselines"]}[method]
     parameters = {**book["common"], **recipe["parameters"]}
-    parameters |= recipe["positives"].get(d) or {"batch_size": _default_batch(d, parameters["w_size"]), "w_iter": 1}
+    w_size = parameters["w_size"]
+    # Where the paper has no recipe for d views, a step gets about as many views as with 2 or 4.
+    like_the_paper = {"batch_size": max(VIEWS_PER_STEP // d // w_size, 1) * w_size, "w_iter": 1}
+    parameters |= recipe["positives"].get(d, like_the_paper)
     parameters |= changes.get("parameters", {})
     parameters |= changes.get("benchmarks", {}).get(benchmark, {})
     relative = {}
@@ -139,8 +140,3 @@ def _scaled(where: str, key: str, value: Any, factor: str, d: int) -> int | floa
         raise ConfigError(f"{where}: {key}: {show(factor)} must be '* NUMBER' or '* NUMBER / d' of a numeric parameter")
     product = value * float(match[1]) / (d if match[2] else 1)
     return max(1, round(product)) if isinstance(value, int) else product
-
-
-def _default_batch(d: int, w_size: int) -> int:
-    """Images per step for a number of positives that the paper has no recipe for: equal number of views."""
-    return max(VIEWS_PER_STEP // d // w_size, 1) * w_size

@@ -168,9 +168,14 @@ class RunSpec:
         return hashlib.sha256(content.encode()).hexdigest()
 
     @property
+    def name(self) -> str:
+        """``cell/seedN``, which tells the runs of one configuration apart."""
+        return f"{self.cell}/seed{self.seed}"
+
+    @property
     def run(self) -> str:
         """The run's name and its directory below ``results/runs``: cell, seed and hash."""
-        return f"{self.cell}/seed{self.seed}-{self.hash[:8]}"
+        return f"{self.name}-{self.hash[:8]}"
 
     def compact(self) -> dict[str, Any]:
         """The identity and what differs from the defaults, as plain values; `from_dict` takes it back.
@@ -191,7 +196,7 @@ class RunSpec:
         return epoch % every == 0 or epoch == self.epochs
 
     def same_step(self) -> RunSpec:
-        """Equal for runs whose training steps cost the same on images of one size, and no run itself."""
+        """A specification to compare: equal for runs whose training steps cost the same on images of one size."""
         neutral = {
             name: "" if field.default is MISSING else field.default
             for name, field in FIELDS.items()
@@ -203,8 +208,7 @@ class RunSpec:
     def from_dict(cls, values: Mapping[str, Any], *, runnable: bool = True) -> RunSpec:
         """Check names and types, and choices, ranges and combinations unless it need not be `runnable` here and now.
 
-        Raises:
-            ConfigError: naming cell, key and allowed values.
+        Raises ConfigError: naming cell, key and allowed values.
         """
         where = shorten(f"{values.get('benchmark', '?')!s:.100}/{values.get('method', '?')!s:.100}")
         for key in values:
@@ -276,7 +280,8 @@ def _training_problems(spec: RunSpec) -> Iterator[str]:
         yield f"d (the number of positives) must be at least 2, got {spec.d}"
     if spec.epochs < 1:
         yield f"epochs must be at least 1, got {spec.epochs}"
-    drops, last = list(spec.lr_drops), spec.epochs - 1
+    drops = list(spec.lr_drops)
+    last = spec.epochs - 1
     if not all(1 <= drop <= last for drop in drops) or drops != sorted(set(drops), reverse=True):
         yield (
             "lr_drops must be decreasing numbers of epochs before the end, "

@@ -40,16 +40,20 @@ def count_values(value: Any, sizes: dict[int, int]) -> int:
     Nine short lines of aliases that refer to aliases can stand for millions of values and exhaust the memory, so this
     is checked before anything is built. `sizes` remembers what has been counted, by identity.
 
-    Raises:
-        ValueError: there are more than MOST_VALUES, or a value contains itself.
+    Raises ValueError: there are more than MOST_VALUES, or a value contains itself.
     """
-    inside = value.value if isinstance(value, yaml.CollectionNode) else value
-    if not isinstance(inside, list | dict):
+    if isinstance(value, dict):
+        items = [*value, *value.values()]
+    elif isinstance(value, yaml.MappingNode):
+        items = [node for pair in value.value for node in pair]
+    elif isinstance(value, yaml.SequenceNode):
+        items = value.value
+    elif isinstance(value, list):
+        items = value
+    else:
         return 1
     if id(value) not in sizes:
         sizes[id(value)] = MOST_VALUES  # while it is being counted, so that a value which contains itself is too large
-        pairs = inside.items() if isinstance(inside, dict) else inside
-        items = [item for pair in pairs for item in (pair if isinstance(pair, tuple) else (pair,))]
         sizes[id(value)] = 1 + sum(count_values(item, sizes) for item in items)
     if sizes[id(value)] > MOST_VALUES:
         raise ValueError(f"more than {MOST_VALUES:,} values, or one that contains itself")

@@ -247,7 +247,8 @@ def extract_class_tars(path: Path, target: Path, wanted: Iterable[str] | None, l
             if (target / wnid).is_dir():
                 continue
             log(f"unpacking {path.name}: {wnid}")
-            most, inside = unpacked_limit(member.size), Path(f"{path}:{member.name}")
+            most = unpacked_limit(member.size)
+            inside = Path(f"{path}:{member.name}")
             with _readable(inside), outer.extractfile(member) as file, _tar_in(file, most) as inner:
                 unpack_flat(inner, inside, target / wnid, most)
 

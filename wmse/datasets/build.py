@@ -16,9 +16,7 @@ from wmse.files import file_digest
 from wmse.locks import exclusive_lock, lock_holder
 
 
-def prepare_source(
-    source: Source, data_root: Path, *, download: bool = True, progress: bool | None = None, log: Log = print
-) -> Prepared:
+def prepare_source(source: Source, data_root: Path, *, download: bool = True, log: Log = print) -> Prepared:
     """Bring `source` into its prepared form unless it is there already; see `wmse.datasets.prepare`."""
     data_root = Path(data_root)
     with contextlib.suppress(DataError):
@@ -32,7 +30,7 @@ def prepare_source(
         if source.streamed:
             write_listing(source, data_root, source.scan(source, data_root, log))
         else:
-            _prepare_arrays(source, data_root, download, progress, log)
+            _prepare_arrays(source, data_root, download, log)
         return load_prepared(source, data_root)
 
 
@@ -50,7 +48,7 @@ def placed_raw(source: Source, raw: Path) -> Iterator[tuple[Path, Archive]]:
             yield raw, archive
 
 
-def instructions(source: Source, raw: Path) -> str:
+def _what_to_place(source: Source, raw: Path) -> str:
     """What a user without network access has to place where."""
     lines = ["Place one of these by hand:"]
     for archive in source.archives:
@@ -87,30 +85,32 @@ def _verify_file(path: Path, name: str, digest: str) -> dict[str, Any]:
     return {"file": name, "bytes": path.stat().st_size, "digest": f"{algorithm}:{found}"}
 
 
-def _prepare_arrays(source: Source, data_root: Path, allowed: bool, progress: bool | None, log: Log) -> None:
+def _prepare_arrays(source: Source, data_root: Path, allowed: bool, log: Log) -> None:
     raw = (data_root / source.name / "raw").absolute()
-    path, archive = next(placed_raw(source, raw), None) or _download_any(source, raw, allowed, progress, log)
+    path, archive = next(placed_raw(source, raw), None) or _download_any(source, raw, allowed, log)
     log(f"{source.name}: checking {path}")
     checked = verify_raw(path, archive)
     log(f"{source.name}: reading {path}")
     total = sum(source.rows(name) for name in source.arrays())
-    with open_raw(path, archive) as files, progress_bar(total, "images", source.name, progress) as bar:
+    with open_raw(path, archive) as files, progress_bar(total, "images", source.name) as bar:
         write_arrays(source, data_root, source.parse(source, files), checked, str(path), bar.update)
 
 
-def _download_any(source: Source, raw: Path, allowed: bool, progress: bool | None, log: Log) -> tuple[Path, Archive]:
+def _download_any(source: Source, raw: Path, allowed: bool, log: Log) -> tuple[Path, Archive]:
     """Fetch the first archive that some address delivers; one DataError with instructions if none does."""
     if not allowed:
-        raise DataError(f"{source.name}: nothing in {raw} and downloading is off.\n{instructions(source, raw)}")
+        raise DataError(f"{source.name}: nothing in {raw} and downloading is off.\n{_what_to_place(source, raw)}")
     published = [archive for archive in source.archives if archive.urls]
     if not published:
-        raise DataError(f"{source.name}: nothing in {raw}.\n{instructions(source, raw)}")
+        raise DataError(f"{source.name}: nothing in {raw}.\n{_what_to_place(source, raw)}")
     failures = []
     for archive in published:
         try:
-            download(archive, raw / archive.name, progress=progress, log=log)
+            download(archive, raw / archive.name, log=log)
             return raw / archive.name, archive
         except DownloadError as failure:
             failures.append(str(failure))
     reasons = "\n".join(failures)
-    raise DataError(f"{source.name}: nothing in {raw} and the download failed:\n{reasons}\n{instructions(source, raw)}")
+    raise DataError(
+        f"{source.name}: nothing in {raw} and the download failed:\n{reasons}\n{_what_to_place(source, raw)}"
+    )

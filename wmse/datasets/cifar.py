@@ -27,7 +27,8 @@ def parse(source: Source, files: RawFiles) -> Iterator[Chunk]:
     batches = _BATCHES_10 if source.num_classes == 10 else _BATCHES_100
     for batch, array in batches.items():
         name = batch if files.form == "python" else f"{batch}.bin"
-        content, where = files.read(name, _LARGEST), files.where(name)
+        content = files.read(name, _LARGEST)
+        where = files.where(name)
         read = _read_python if files.form == "python" else _read_binary
         images, labels = read(content, fine=source.num_classes == 100, where=where)
         yield array, images.reshape(-1, 3, 32, 32), labels.astype(np.int64)
@@ -49,10 +50,11 @@ def _read_python(content: bytes, *, fine: bool, where: str) -> tuple[np.ndarray,
         batch = _BatchUnpickler(io.BytesIO(content)).load()
         labels = batch[b"fine_labels" if fine else b"labels"]
         _, (count, width), dtype, columns_first, values = batch[b"data"].state
-        kind = dtype.name, width, type(count), type(values), type(labels)
+        bytes_of_pixels = dtype.name in ("u1", b"u1") and width == _PIXELS and type(values) is bytes
+        fits = bytes_of_pixels and type(count) is int and len(values) == count * _PIXELS and type(labels) is list
     except Exception as error:  # a hostile or cut pickle can raise anything
         raise DataError(f"{where}: not a CIFAR batch ({type(error).__name__}: {str(error)[:200]})") from error
-    if kind[0] not in ("u1", b"u1") or kind[1:] != (_PIXELS, int, bytes, list) or len(values) != count * _PIXELS:
+    if not fits:
         raise DataError(f"{where}: expected uint8 pixels of shape (n, {_PIXELS}) and n labels")
     if count != len(labels) or not all(type(label) is int and 0 <= label < 256 for label in labels):
         raise DataError(f"{where}: expected as many labels as images, whole numbers from 0")
@@ -193,10 +195,7 @@ CIFAR100 = Source(
             urls=_urls("cifar-100-python.tar.gz", _ZENODO + "cifar-100-python.tar.gz?download=1"),
             folder="cifar-100-python",
             form="python",
-            files={
-                "train": "md5:16019d7e3df5f24257cddd939b257f8d",
-                "test": "md5:f0ef6b0ae62326f3e7ffdfab6717acfc",
-            },
+            files={"train": "md5:16019d7e3df5f24257cddd939b257f8d", "test": "md5:f0ef6b0ae62326f3e7ffdfab6717acfc"},
         ),
         Archive(
             name="cifar-100-binary.tar.gz",

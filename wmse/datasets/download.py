@@ -11,7 +11,6 @@ import errno
 import http.client
 import math
 import re
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -64,21 +63,20 @@ def download(
     archive: Archive,
     target: Path,
     *,
-    progress: bool | None = None,
     log: Log = print,
     sleep: Callable[[float], None] = time.sleep,
     stall: float = STALL_SECONDS,
 ) -> None:
-    """Fetch `archive` to `target` from the first of its addresses that delivers it.
+    """Fetch `archive` to `target` from the first of its addresses that delivers it; `stall` is in seconds.
 
-    `progress` shows a bar (None: on a terminal only); `stall` is in seconds. Raises DownloadError.
+    Raises DownloadError.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     failures = []
     for url in archive.urls:
         log(f"downloading {url}")
         try:
-            _from_one_address(archive, url, target, progress, sleep, stall)
+            _from_one_address(archive, url, target, sleep, stall)
         except _GiveUp as failure:
             log(f"  failed: {failure}")
             failures.append(f"  {url}: {failure}")
@@ -87,28 +85,24 @@ def download(
     raise DownloadError("\n".join(failures))
 
 
-def progress_bar(total: int, unit: str, name: str, progress: bool | None, start: int = 0) -> Any:
-    """A tqdm bar on standard error; it stays silent unless `progress` is true, or None on a terminal."""
+def progress_bar(total: int, unit: str, name: str, start: int = 0) -> Any:
+    """A tqdm bar on standard error, if that is a terminal."""
     from tqdm import tqdm
 
-    shown = sys.stderr.isatty() if progress is None else progress
     scaled = unit == "B"
-    return tqdm(
-        total=total, initial=start, unit=unit, unit_scale=scaled, unit_divisor=1024, desc=name, disable=not shown
-    )
+    return tqdm(total=total, initial=start, unit=unit, unit_scale=scaled, unit_divisor=1024, desc=name, disable=None)
 
 
-def _from_one_address(
-    archive: Archive, url: str, target: Path, progress: bool | None, sleep: Callable[[float], None], stall: float
-) -> None:
+def _from_one_address(archive: Archive, url: str, target: Path, sleep: Callable[[float], None], stall: float) -> None:
     part = target.with_name(target.name + ".part")
-    failed, furthest = 0, _size(part)
+    failed = 0
+    furthest = _size(part)
     pieced = furthest > 0  # by bytes of an earlier run, another address or an earlier answer: any of them may be wrong
     may_restart = True
     while True:
         try:
             if _size(part) != archive.size:
-                _fetch(archive, url, part, progress, stall)
+                _fetch(archive, url, part, stall)
             _accept(archive, part, target)
             return
         except _Retry as failure:
@@ -125,7 +119,7 @@ def _from_one_address(
             may_restart, furthest = False, 0
 
 
-def _fetch(archive: Archive, url: str, part: Path, progress: bool | None, stall: float) -> None:
+def _fetch(archive: Archive, url: str, part: Path, stall: float) -> None:
     """Append to `part` what it lacks; on return it has the expected size."""
     have = _size(part)
     if have > archive.size:
@@ -137,7 +131,7 @@ def _fetch(archive: Archive, url: str, part: Path, progress: bool | None, stall:
     try:
         with urllib.request.build_opener(_HttpOnly).open(request, timeout=stall) as response:
             start = _start(response, archive, part, have)
-            _receive(response, archive, part, start, progress, stall)
+            _receive(response, archive, part, start, stall)
     except urllib.error.HTTPError as error:
         if error.code == 416:  # the server's file is no longer than the part: start again
             part.unlink(missing_ok=True)
@@ -150,8 +144,8 @@ def _fetch(archive: Archive, url: str, part: Path, progress: bool | None, stall:
         if getattr(error, "errno", None) in _DISK_ERRORS + _PATH_ERRORS:
             raise DataError(f"{part}: {error}") from error
         raise _Retry(f"{cause or error or type(error).__name__}") from error
-    except ValueError as error:  # of urllib, for an address in a redirect that is none
-        raise _GiveUp(f"redirected to an address that is none ({error})") from error
+    except ValueError as error:  # of urllib, for a redirect to something that is no address
+        raise _GiveUp(f"redirected to an invalid address ({error})") from error
     if _size(part) < archive.size:
         raise _Retry(f"the connection ended after {_size(part):,} of {archive.size:,} bytes")
 
@@ -177,7 +171,8 @@ def _start(response: Any, archive: Archive, part: Path, have: int) -> int:
     if response.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
         raise _GiveUp("the server sent an HTML page instead of the file")
     length = response.headers.get("Content-Length", "")
-    start, total = 0, int(length) if re.fullmatch(r"[0-9]{1,18}", length) else archive.size
+    start = 0
+    total = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else archive.size
     if response.status == 206:
         given = response.headers.get("Content-Range", "").strip()
         match = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)", given)
@@ -191,12 +186,9 @@ def _start(response: Any, archive: Archive, part: Path, have: int) -> int:
     return start
 
 
-def _receive(response: Any, archive: Archive, part: Path, start: int, progress: bool | None, stall: float) -> None:
+def _receive(response: Any, archive: Archive, part: Path, start: int, stall: float) -> None:
     """Append what arrives to `part`; a connection that trickles for `stall` seconds is as good as dead."""
-    with (
-        open(part, "ab" if start else "wb") as file,
-        progress_bar(archive.size, "B", archive.name, progress, start) as bar,
-    ):
+    with open(part, "ab" if start else "wb") as file, progress_bar(archive.size, "B", archive.name, start) as bar:
         received, counted, since = start, start, time.monotonic()
         # read1 hands over what has arrived: after a stall, nothing received is lost
         while received <= archive.size and (block := response.read1(_BLOCK)):

@@ -18,15 +18,17 @@ from wmse.datasets.archives import RawFiles
 from wmse.datasets.source import Archive, Chunk, Rows, Source
 from wmse.errors import DataError
 
-_PADDING = 2
+_BORDER = 2
 _LARGEST = 1 << 26  # The most pixels of a file; the 60,000 images of the whole Fashion-MNIST have 47 million.
 
 
 def parse(source: Source, files: RawFiles) -> Iterator[Chunk]:
     """Yield the training and the test images; DataError naming a file that is damaged or not what IDX prescribes."""
     for prefix, array in (("train", "train"), ("t10k", "test")):
-        images_name, labels_name = f"{prefix}-images-idx3-ubyte.gz", f"{prefix}-labels-idx1-ubyte.gz"
-        images, labels = read_idx(files, images_name, 3), read_idx(files, labels_name, 1)
+        images_name = f"{prefix}-images-idx3-ubyte.gz"
+        labels_name = f"{prefix}-labels-idx1-ubyte.gz"
+        images = read_idx(files, images_name, 3)
+        labels = read_idx(files, labels_name, 1)
         if images.shape[1:] != (28, 28) or len(images) != len(labels):
             raise DataError(f"{files.where(images_name)}: shape {images.shape}, expected ({len(labels)}, 28, 28)")
         yield array, as_rgb(images), labels.astype(np.int64)
@@ -34,7 +36,7 @@ def parse(source: Source, files: RawFiles) -> Iterator[Chunk]:
 
 def as_rgb(images: np.ndarray) -> np.ndarray:
     """Grey uint8 (n, 28, 28) as uint8 (n, 3, 32, 32)."""
-    padded = np.pad(images, ((0, 0), (_PADDING, _PADDING), (_PADDING, _PADDING)))
+    padded = np.pad(images, ((0, 0), (_BORDER, _BORDER), (_BORDER, _BORDER)))
     return np.repeat(padded[:, None], 3, axis=1)
 
 
@@ -73,10 +75,6 @@ FASHION_MNIST = Source(
     std=(0.3314, 0.3314, 0.3314),
     splits={"pretrain": _TRAIN, "train": _TRAIN, "test": Rows("test", 0, 2_000, 200)},
     embedded=Archive(
-        name="",
-        size=0,
-        digest="",
-        urls=(),
         folder="fashion_mnist_sample",
         form="idx",
         files={

@@ -11,6 +11,7 @@ import functools
 import os
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from wmse.datasets.archives import extract_class_tars, unpack_tar, unpacked_limit
@@ -56,7 +57,8 @@ def scan(source: Source, data_root: Path, log: Log) -> Listing:
     names = dict.fromkeys((source.name, "imagenet"))
     raws = [(Path(data_root) / name / "raw").absolute() for name in names]
     wnids = imagenet100_wnids() if source.name == "imagenet100" else None
-    raw = next((raw for raw in raws if _has_train(source, raw)), None)
+    archive = source.archives[0].name
+    raw = next((raw for raw in raws if _images_root(raw, "train") or (raw / archive).is_file()), None)
     if raw is None:
         raise DataError(instructions(source, raws))
     _unpack(source, raw, wnids, log)
@@ -72,10 +74,6 @@ def list_class_folders(source: Source, raw: Path, wnids: tuple[str, ...] | None)
     train = [(wnid, path) for wnid in classes for path in _images(train_root / "train" / wnid)]
     test = _validation_images(source, raw, val_root / "val", classes)
     return Listing(raw, classes, {"train": train, "test": test})
-
-
-def _has_train(source: Source, raw: Path) -> bool:
-    return _images_root(raw, "train") is not None or (raw / source.archives[0].name).is_file()
 
 
 def _images_root(raw: Path, split: str) -> Path | None:
@@ -128,13 +126,15 @@ def _validation_images(source: Source, raw: Path, val: Path, classes: list[str])
             raise DataError(f"{val / missing[0]}: this class folder is missing")
         images = [(wnid, path) for wnid in classes for path in _images(val / wnid)]
     else:
-        labels, chosen = _validation_labels(raw / _VAL_LABELS, val), set(classes)
+        labels = _validation_labels(raw / _VAL_LABELS, val)
+        chosen = set(classes)
         listed = [(labels.get(path.stem), path) for path in _images(val)]
         unknown = next((path for wnid, path in listed if wnid is None), None)
         if unknown is not None:
             raise DataError(f"{unknown}: {raw / _VAL_LABELS} gives no label for it")
         images = sorted((wnid, path) for wnid, path in listed if wnid in chosen)
-    per_class, counts = source.splits["test"].per_class, Counter(wnid for wnid, _ in images)
+    per_class = source.splits["test"].per_class
+    counts = Counter(wnid for wnid, _ in images)
     for wnid in classes:
         if counts[wnid] != per_class:
             raise DataError(f"{val}: class {wnid} has {counts[wnid]} images, expected {per_class}")
@@ -161,22 +161,15 @@ _ARCHIVES = (
         name="ILSVRC2012_img_train.tar",
         size=147_897_477_120,
         digest="md5:1d675b47d978889d74fa0da5fadfb00e",
-        urls=(),
-        folder="",
         form="tar of class tars",
-        files={},
     ),
     Archive(
         name="ILSVRC2012_img_val.tar",
         size=6_744_924_160,
         digest="md5:29b22e2961454d5413ddabcf34fc5622",
-        urls=(),
-        folder="",
         form="tar",
-        files={},
     ),
 )
-_TERMS = "non-commercial research and education, terms of access to be accepted on image-net.org"
 _TRAIN_1K = Rows("train", 0, 1_281_167)
 _TRAIN_100 = Rows("train", 0, 126_689)
 
@@ -184,7 +177,7 @@ IMAGENET = Source(
     name="imagenet",
     title="ImageNet (ILSVRC 2012)",
     homepage="https://image-net.org/download.php",
-    licence=_TERMS,
+    licence="non-commercial research and education, terms of access to be accepted on image-net.org",
     num_classes=1000,
     image_size=None,
     mean=(0.485, 0.456, 0.406),
@@ -194,18 +187,12 @@ IMAGENET = Source(
     scan=scan,
 )
 
-IMAGENET100 = Source(
+IMAGENET100 = replace(
+    IMAGENET,
     name="imagenet100",
     title="ImageNet-100",
-    homepage="https://image-net.org/download.php",
-    licence=_TERMS,
     num_classes=100,
-    image_size=None,
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
     splits={"pretrain": _TRAIN_100, "train": _TRAIN_100, "test": Rows("test", 0, 5_000, 50)},
-    archives=_ARCHIVES,
-    scan=scan,
 )
 
 SOURCES = (IMAGENET100, IMAGENET)

@@ -27,20 +27,18 @@ def scan(source: Source, data_root: Path, log: Log) -> Listing:
     raw = (Path(data_root) / source.name / "raw").absolute()
     if not all((raw / split).is_dir() for split in PER_CLASS):
         log(f"{source.name}: writing JPEG files to {raw}")
-        _write(raw)
+        _write_jpegs(raw)
     return list_class_folders(source, raw, WNIDS)
 
 
-def _write(raw: Path) -> None:
+def _write_jpegs(raw: Path) -> None:
     """raw/train/WNID/*.JPEG and raw/val/WNID/*.JPEG; a split appears when it is complete."""
     sample = Path(__file__).with_name(FASHION_MNIST.embedded.folder)
     verify_raw(sample, FASHION_MNIST.embedded)
     files = FolderFiles(sample, "idx")
     for split, prefix in _FILES.items():
-        images, labels = (
-            read_idx(files, f"{prefix}-{kind}-ubyte.gz", dimensions)
-            for kind, dimensions in (("images-idx3", 3), ("labels-idx1", 1))
-        )
+        images = read_idx(files, f"{prefix}-images-idx3-ubyte.gz", 3)
+        labels = read_idx(files, f"{prefix}-labels-idx1-ubyte.gz", 1)
         partial = raw / f".{split}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         for label, wnid in enumerate(WNIDS):
@@ -60,7 +58,7 @@ def _write_jpeg(path: Path, pixels: np.ndarray, i: int) -> None:
     image.convert("RGB").save(path, "JPEG", quality=95)
 
 
-def _source(name: str, title: str) -> Source:
+def _miniature(name: str, title: str) -> Source:
     train = Rows("train", 0, 10 * PER_CLASS["train"], PER_CLASS["train"])
     return Source(
         name=name,
@@ -76,6 +74,6 @@ def _source(name: str, title: str) -> Source:
     )
 
 
-IMAGENET100_MINI = _source("imagenet100_mini", "ImageNet-100 in miniature")
-IMAGENET_MINI = _source("imagenet_mini", "ImageNet in miniature")
+IMAGENET100_MINI = _miniature("imagenet100_mini", "ImageNet-100 in miniature")
+IMAGENET_MINI = _miniature("imagenet_mini", "ImageNet in miniature")
 SOURCES = (IMAGENET100_MINI, IMAGENET_MINI)

@@ -111,7 +111,8 @@ class Prepared:
 
     def verify(self) -> None:
         """Hash all stored arrays again; DataError naming the file that is not what the manifest says."""
-        entries, kinds = self.manifest["splits"].values(), ("images", "labels", "paths")
+        entries = self.manifest["splits"].values()
+        kinds = ("images", "labels", "paths")
         stored = {entry[kind]: entry[f"{kind}_sha256"] for entry in entries for kind in kinds if kind in entry}
         for name, expected in stored.items():
             _check_digest(self.folder / name, expected)
@@ -152,7 +153,8 @@ def _check_manifest(source: Source, folder: Path, manifest: Mapping[str, Any], c
         if manifest["splits"].keys() != source.splits.keys():
             raise DataError(f"{folder / MANIFEST}: its splits are not those of {source.name}: {command}")
         for name, rows in source.splits.items():
-            entry, expected = manifest["splits"][name], _expected_entry(source, rows)
+            entry = manifest["splits"][name]
+            expected = _expected_entry(source, rows)
             texts = [manifest["digest"], *(entry[f"{kind}_sha256"] for kind in _kinds(source))]
             texts += [entry["raw"]] if source.streamed else []
             for key, value in expected.items():
@@ -318,9 +320,10 @@ def _write_manifest(
 ) -> None:
     splits = {}
     for name, rows in source.splits.items():
-        entry, count = stored[rows.array], rows.stop - rows.start
-        part = {"shape": [count, *entry["shape"][1:]], "start": rows.start, "stop": rows.stop, "count": count}
-        splits[name] = {**entry, **part}
+        entry = stored[rows.array]
+        count = rows.stop - rows.start
+        shape = [count, *entry["shape"][1:]]
+        splits[name] = {**entry, "shape": shape, "start": rows.start, "stop": rows.stop, "count": count}
     content = {
         "arrays": {name: [entry["shape"], entry[key], entry["labels_sha256"]] for name, entry in stored.items()},
         "splits": {name: [rows.array, rows.start, rows.stop] for name, rows in source.splits.items()},

@@ -28,16 +28,17 @@ class Archive:
 
     `folder` is the official top folder inside the archive, which is also accepted in its extracted form. `files` maps
     the files that an extracted folder must have (relative to `folder`) to their "algorithm:hex" digest, or to "" where
-    none is published. `size` is in bytes and `digest` is "algorithm:hex", both of the archive itself.
+    none is published. `size` is in bytes and `digest` is "algorithm:hex", both of the archive itself. What a form does
+    not have is left out: a folder that nobody packs has no name, size and digest, and what nobody may hand on no URLs.
     """
 
-    name: str
-    size: int
-    digest: str
-    urls: tuple[str, ...]
-    folder: str
-    form: str
-    files: Mapping[str, str]
+    name: str = ""
+    size: int = 0
+    digest: str = ""
+    urls: tuple[str, ...] = ()
+    folder: str = ""
+    form: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

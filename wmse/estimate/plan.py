@@ -27,8 +27,7 @@ class Workload:
 def workload(spec: RunSpec, images: int) -> Workload:
     """Count the work of a run on `images` images, as the trainer does it: the last partial batch is dropped.
 
-    Raises:
-        ConfigError: the batch is larger than the data set.
+    Raises ConfigError: the batch is larger than the data set.
     """
     if not spec.trained:
         return Workload(0, 0, 0)

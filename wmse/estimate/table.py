@@ -36,14 +36,14 @@ class RunEstimate:
     kwh: float | None = None
 
 
-def estimate_runs(runs: Sequence[RunSpec], runs_folder: Path, data_root: Path, warm_up: WarmUp) -> list[RunEstimate]:
-    """The cost of every run; those with a result in `runs_folder` are done and cost nothing more."""
+def estimate_runs(runs: Sequence[RunSpec], results: Path, data_root: Path, warm_up: WarmUp) -> list[RunEstimate]:
+    """The cost of every run; those with a result in the folder `results` are done and cost nothing more."""
     estimates = []
     for spec in runs:
         counts = image_counts(spec.benchmark, data_root)
         work = workload(spec, counts["pretrain"])
-        done = RunFolder(runs_folder / spec.run).result.exists()
-        counted = RunEstimate(spec.run.rsplit("-", 1)[0], done, **asdict(work), batch_size=spec.batch_size)
+        done = RunFolder.of(results, spec.run).result.exists()
+        counted = RunEstimate(spec.name, done, **asdict(work), batch_size=spec.batch_size)
         estimates.append(counted if done else price(counted, spec, counts, warm_up))
     return estimates
 
@@ -101,7 +101,9 @@ def format_number(value: float | None) -> str:
     """Three significant digits and no exponent; an em dash for None."""
     if value is None:
         return "—"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value >= 1e-3 else f"{value:.1g}" if value else "0"
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if value >= 1e-3 else f"{value:.1g}"
 
 
 def format_hours(hours: float) -> str:
@@ -117,13 +119,13 @@ HEADER = ["run", "views", "steps", "ms/step", "views/s", "hours", "of it eval.",
 
 def as_table(runs: Sequence[RunEstimate]) -> str:
     """The runs and their sum as an aligned table."""
-    lines = [HEADER, *map(_cells, runs), _sums(total(runs))]
+    lines = [HEADER, *map(_row, runs), _sums(total(runs))]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     aligned = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)
     return "\n".join("  ".join(line).rstrip() for line in aligned)
 
 
-def _cells(run: RunEstimate) -> list[str]:
+def _row(run: RunEstimate) -> list[str]:
     views, steps = (format_count(run.views), format_count(run.steps)) if run.steps else ("—", "—")
     if run.done:
         return [run.run, views, steps, "—", "—", "done", "—", "—"]

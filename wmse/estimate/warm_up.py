@@ -35,7 +35,7 @@ PROBE_VALUES = 2**26  # The most values of a probe's synthetic features: a quart
 KNN_TEST = 512  # The test samples of the timed k-NN, two chunks of the real one.
 FILES = 32  # The number of different synthetic JPEG files; a longer list repeats them.
 
-Task = Callable[[], object]  # what is measured, once
+Task = Callable[[], object]  # Does once what is measured.
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ def measure(
         build: gives for a size the function that does it once.
         fit: rounds a size down to one that is possible.
     """
-    began, size, limit = time.perf_counter(), min(smallest, full), full
+    began = time.perf_counter()
+    size = min(smallest, full)
+    limit = full
     while True:
         try:
             task = None  # frees the memory of the smaller one
@@ -123,7 +125,7 @@ class WarmUp:
         folder: for synthetic JPEG files.
 
     Raises:
-        ConfigError: `seconds` is no time.
+        ConfigError: `seconds` is not a positive number.
     """
 
     def __init__(
@@ -229,11 +231,15 @@ class WarmUp:
 
     def linear(self, spec: RunSpec, train: int) -> Cost:
         """An epoch of the linear probe, per training sample."""
-        f, device, classes = feature_count(spec), self.runtime(spec).device, SOURCES[spec.benchmark].num_classes
-        generator, batch = torch.Generator().manual_seed(0), spec.probe_batch_size
+        f = feature_count(spec)
+        device = self.runtime(spec).device
+        classes = SOURCES[spec.benchmark].num_classes
+        generator = torch.Generator().manual_seed(0)
+        batch = spec.probe_batch_size
 
         def build(size: int) -> Task:
-            x, labels = torch.randn(size, f, device=device), torch.arange(size, device=device) % classes
+            x = torch.randn(size, f, device=device)
+            labels = torch.arange(size, device=device) % classes
             return lambda: linear_accuracy(
                 x, labels, x[:1], labels[:1], num_classes=classes, generator=generator, epochs=1, batch_size=batch
             )

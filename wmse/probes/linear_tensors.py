@@ -44,7 +44,7 @@ def cross_entropy_gradient(x: Tensor, labels: Tensor, weight: Tensor, bias: Tens
     Args:
         x: (n, f) samples with labels (n,); weight: (c, f); bias: (c,).
 
-    The classes run down the columns: a softmax is ten times as fast there as along rows as short as these.
+    The classes run down the columns, because a softmax along such short rows is slow.
     """
     n, f = x.shape
     parts = PARTS if n % PARTS == 0 else 1

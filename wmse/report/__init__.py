@@ -10,7 +10,8 @@ number is read that cannot be vouched for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from wmse.errors import DataError
@@ -23,44 +24,25 @@ from wmse.report.tables import compose_tables
 __all__ = ["build_report", "write_claims", "write_dag", "write_plots", "write_tables"]
 
 
-def build_report(run_dirs: Sequence[Path], out: Path, data_root: Path | None = None) -> list[str]:
-    """Write everything about the runs below `out`; see `write_tables`."""
-    return _build(run_dirs, out, data_root, compose_tables, compose_claims, _plots)
-
-
-def write_tables(run_dirs: Sequence[Path], out: Path, data_root: Path | None = None) -> list[str]:
-    """Write tables.md and tables/*.csv below `out`; returns why runs were left out, a line each.
+def build_report(
+    run_dirs: Sequence[Path], out: Path, data_root: Path | None = None, only: str | None = None
+) -> list[str]:
+    """Write the report on some runs below `out`, or a part of it (`COMPOSERS`); returns why runs are missing.
 
     Runs must have been computed on the data that is prepared in `data_root`, as far as it is there, and on the same
-    data as the other runs of their benchmark. Raises DataError: no such run, or one run in two directories.
+    data as the other runs of their benchmark. Raises DataError: no such run, one run in two directories, or a history
+    that cannot be read.
     """
-    return _build(run_dirs, out, data_root, compose_tables)
-
-
-def write_claims(run_dirs: Sequence[Path], out: Path, data_root: Path | None = None) -> list[str]:
-    """Write claims.md and tables/claims.csv below `out`; see `write_tables`."""
-    return _build(run_dirs, out, data_root, compose_claims)
-
-
-def write_plots(run_dirs: Sequence[Path], out: Path, data_root: Path | None = None) -> list[str]:
-    """Write plots/*.png and plots/*.svg below `out`; see `write_tables`. Raises DataError for a history too."""
-    return _build(run_dirs, out, data_root, _plots)
-
-
-def _build(
-    run_dirs: Sequence[Path],
-    out: Path,
-    data_root: Path | None,
-    *parts: Callable[[Sequence[Run], Sequence[PaperValue]], Mapping[str, str | bytes]],
-) -> list[str]:
     refused: list[DataError] = []
-    runs, paper = load_runs(run_dirs, data_root, refused.append), load_paper()
+    runs = load_runs(run_dirs, data_root, refused.append)
+    paper = load_paper()
     left_out = [str(error) for error in refused]
-    files = {name: content for part in parts for name, content in part(runs, paper).items()}
+    files: dict[str, str | bytes] = {}
+    for part in [only] if only else COMPOSERS:
+        files |= COMPOSERS[part](runs, paper)
     if left_out:
-        pages = {name: _with_warning(str(files[name]), left_out) for name in files if name.endswith(".md")}
-        files.update(pages)
-    _write(out, files)
+        files |= {name: _with_warning(page, left_out) for name, page in files.items() if name.endswith(".md")}
+    _write_files(out, files)
     return left_out
 
 
@@ -82,14 +64,20 @@ def _plots(runs: Sequence[Run], paper: Sequence[PaperValue]) -> dict[str, bytes]
     return compose_plots(runs, paper)
 
 
+COMPOSERS = {"tables": compose_tables, "claims": compose_claims, "plots": _plots}  # Each gives files by their path.
+write_tables = partial(build_report, only="tables")
+write_claims = partial(build_report, only="claims")
+write_plots = partial(build_report, only="plots")
+
+
 def write_dag(rule_graph: str, jobs: Mapping[str, int], out: Path) -> None:
     """Write plots/dag.png and .svg below `out` from the output of `snakemake --rulegraph`. Raises DataError."""
     from wmse.report.dag import draw_dag
 
-    _write(out, {f"plots/dag.{kind}": content for kind, content in draw_dag(rule_graph, jobs).items()})
+    _write_files(out, {f"plots/dag.{kind}": content for kind, content in draw_dag(rule_graph, jobs).items()})
 
 
-def _write(out: Path, files: Mapping[str, str | bytes]) -> None:
+def _write_files(out: Path, files: Mapping[str, str | bytes]) -> None:
     for name, content in files.items():
         if isinstance(content, str):
             write_text(out / name, content)

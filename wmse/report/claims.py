@@ -22,6 +22,7 @@ from wmse.report.compare import benchmark_title, method_label
 from wmse.report.paper import METRICS, PaperValue
 from wmse.report.results import BASELINES, DIAGNOSTICS, Cell, Group, Run, Summary, group_runs, load_history
 from wmse.report.tables import NONE, markdown_table, show_summary, to_csv
+from wmse.runs.folder import HISTORY, RESULT
 
 CLAIMS_FILE = Path(__file__).with_name("claims.yaml")
 SUPPORTED = "supported"
@@ -75,9 +76,9 @@ class Verdict:
     outcomes: tuple[Outcome, ...]
 
 
-def compose_claims(runs: Sequence[Run], paper: Sequence[PaperValue], path: Path = CLAIMS_FILE) -> dict[str, str]:
+def compose_claims(runs: Sequence[Run], paper: Sequence[PaperValue]) -> dict[str, str]:
     """Text of claims.md and tables/claims.csv by path; writes nothing. Raises DataError."""
-    verdicts = judge(load_claims(path), runs, paper)
+    verdicts = judge(load_claims(), runs, paper)
     return {"claims.md": _claims_page(verdicts), "tables/claims.csv": to_csv(_outcome_table(verdicts))}
 
 
@@ -200,20 +201,23 @@ class _Evidence:
         return Outcome(benchmark, FIGURES[figure], left, bound, None if obstacle else holds, obstacle, runs=runs)
 
     def _comparison(self, claim: Claim, check: Mapping[str, Any], benchmark: str, figure: str) -> Outcome:
-        share, margin = check.get("at"), float(check["margin"])
+        share = check.get("at")
+        margin = float(check["margin"])
         what = FIGURES[figure] + (f" after {share:.0%} of the epochs" if share else "")
         left = self._best(benchmark, check["better"], figure, share)
         cited = check["than"] == "cited"
         right = self._cited(benchmark, figure, left) if cited else self._best(benchmark, check["than"], figure, share)
         if left is None or right is None:
-            wanted = check["better"] if left is None else [] if cited else check["than"]
-            missing = " or ".join(method_name(label) for label in wanted)
-            reason = f"no runs of {missing}" if missing else "no cited value at this number of epochs"
+            reason = "no cited value at this number of epochs"
+            if left is None or not cited:
+                wanted = check["better"] if left is None else check["than"]
+                reason = f"no runs of {' or '.join(method_name(label) for label in wanted)}"
             return Outcome(benchmark, what, str(left or ""), "", None, reason)
         groups = [side.group for side in (left, right) if side.group]
         difference = left.summary.mean - right.summary.mean
         error = math.sqrt(sum((s.summary.std or 0.0) ** 2 / s.summary.n for s in (left, right)))
-        holds, reason = None, self._obstacle(claim, groups)
+        holds = None
+        reason = self._obstacle(claim, groups)
         if not reason:
             if difference - 2 * error >= -margin:
                 holds = True
@@ -271,7 +275,7 @@ def value_of(run: Run, figure: str) -> float:
     if figure == "effective_rank_share" and "effective_rank" in measured:
         return measured["effective_rank"] / run.spec["embedding"]
     if figure not in measured:
-        raise DataError(f"{run.path / 'result.json'}: has no '{figure}', which a claim needs; evaluate the run again")
+        raise DataError(f"{run.path / RESULT}: has no '{figure}', which a claim needs; evaluate the run again")
     return measured[figure]
 
 
@@ -279,7 +283,7 @@ def knn_at(run: Run, share: float) -> float:
     """The 5-nn accuracy at the evaluated epoch nearest to a share of the training. Raises DataError."""
     knn = load_history(run).set_index("epoch")["knn5_top1"].dropna().sort_index()
     if knn.empty:
-        raise DataError(f"{run.path / 'history.csv'}: has no 5-nn accuracy, which a claim needs; train the run again")
+        raise DataError(f"{run.path / HISTORY}: has no 5-nn accuracy, which a claim needs; train the run again")
     return float(knn.iloc[abs(knn.index - share * run.epochs).argmin()])
 
 
@@ -289,9 +293,12 @@ def _combine(claim: Claim, outcomes: Sequence[Outcome]) -> Verdict:
     failed = sum(outcome.holds is False for outcome in counted)
     total = len(counted)
     if claim.rule == "every":
-        verdict = REFUTED if failed else SUPPORTED if total and held == total else UNTESTED
+        supported, refuted = held == total, failed > 0
     else:
-        verdict = SUPPORTED if 2 * held > total else REFUTED if total and 2 * failed >= total else UNTESTED
+        supported, refuted = 2 * held > total, 2 * failed >= total
+    verdict = UNTESTED
+    if total and (supported or refuted):
+        verdict = SUPPORTED if supported else REFUTED
     reasons = dict.fromkeys(outcome.reason for outcome in counted if outcome.reason)
     reason = f"{held} of {total} checks hold, {failed} fail" if total else "no runs"
     if verdict == UNTESTED and reasons:

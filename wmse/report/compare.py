@@ -34,7 +34,7 @@ CITED_METHODS = {
 }
 # The rows of these tables of the paper are plain methods.
 MAIN_TABLES = {1: "table1", 2: "table2", 3: "table3"}
-Key = tuple[str, int | None, str]  # method, d, variant
+Key = tuple[str, int | None, str]  # A row's method, d and variant.
 
 
 @dataclass(frozen=True)
@@ -139,13 +139,9 @@ def benchmark_title(benchmark: str) -> str:
     return SOURCES[benchmark].title if benchmark in SOURCES else benchmark
 
 
-def method_title(method: str) -> str:
-    return CITED_METHODS.get(method) or title_of(method)
-
-
 def method_label(method: str, d: int | None, variant: str = "") -> str:
     """A method as tables print it: its name in the paper with the number of views, then its variant."""
-    name = method_title(method)
+    name = CITED_METHODS.get(method) or title_of(method)
     if method == "wmse":
         name += f" {d}"
     elif method not in BASELINES and d not in (None, 2):
@@ -172,14 +168,9 @@ def compare(runs: Iterable[Run], paper: Sequence[PaperValue]) -> list[Section]:
     return [*with_runs, *ablations, *(section for section in main if not section.runs)]
 
 
-def main_table(benchmark: str) -> str:
-    """The main table that a benchmark's methods stand in: its recipe says which, otherwise it is Table 1."""
-    return MAIN_TABLES[paper_table(benchmark)]
-
-
 def _main_sections(benchmark: str, values: list[PaperValue], groups: list[Group]) -> list[Section]:
     """A benchmark's methods; a variant that belongs to an ablation is listed there and not here."""
-    name = main_table(benchmark)
+    name = MAIN_TABLES[paper_table(benchmark)]
     own = experiments()[name].get("variants", {})
     groups = [group for group in groups if group.first.variant in own or group.first.variant not in paper_variants()]
     if name == MAIN_TABLES[3] and values:
@@ -262,7 +253,7 @@ def _ordered(printed: list[Key], more: list[Key]) -> list[Key]:
 
 
 def _position(name: str, names: Sequence[str]) -> tuple[int, str]:
-    """Sorts names as they stand in `names`, and others after them by the alphabet."""
+    """A key that sorts names in the order of `names`, and all others after them by the alphabet."""
     return names.index(name) if name in names else len(names), name
 
 

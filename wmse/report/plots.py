@@ -17,7 +17,7 @@ import pandas as pd
 
 from wmse.report.compare import CITED_METHODS, Row, Section, benchmark_title, compare, method_label
 from wmse.report.paper import METRICS, PaperValue
-from wmse.report.results import Group, Run, load_history
+from wmse.report.results import Group, Run, Summary, load_history
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -225,7 +225,9 @@ def _curve_panels(
 
 def _time_unit(seconds: float) -> tuple[str, float]:
     """The unit in which a time reads well, and its seconds."""
-    return ("h", 3600.0) if seconds > 7200 else ("min", 60.0) if seconds > 120 else ("s", 1.0)
+    if seconds > 7200:
+        return "h", 3600.0
+    return ("min", 60.0) if seconds > 120 else ("s", 1.0)
 
 
 def _draw_curve(axis: Axes, curve: Curve, quantity: str, unit_seconds: float | None = None) -> Line2D:
@@ -300,8 +302,7 @@ def _time(sections: Sequence[Section]) -> Figure:
         axis.set_title(f"{benchmark_title(benchmark)}: {hardware}", loc="left")
         for position, (row, group) in enumerate(rows):
             summary = group.summary("ms_per_step")
-            error = {} if summary.std is None else {"xerr": summary.std, "error_kw": {"capsize": 3, "elinewidth": 1.2}}
-            axis.barh(position, summary.mean, height=0.6, color=colour(row.method, row.d), **error)
+            axis.barh(position, summary.mean, height=0.6, color=colour(row.method, row.d), **_error_bar(summary))
             spec = group.first.spec
             views = f"{summary.mean:,.0f} ms for {row.d} x {spec['batch_size']} views" if row.d else ""
             _bar_label(axis, summary.mean + (summary.std or 0), position, views, "black")
@@ -350,8 +351,7 @@ def _bars(axis: Axes, rows: Sequence[Row], metric: str, thick: bool) -> None:
         offset = 0.2 if ours and paper else 0.0
         tint = colour(row.method, row.d)
         if ours:
-            error = {} if ours.std is None else {"xerr": ours.std, "error_kw": {"capsize": 3, "elinewidth": 1.2}}
-            axis.barh(position - offset, ours.mean, height=height, color=tint, **error)
+            axis.barh(position - offset, ours.mean, height=height, color=tint, **_error_bar(ours))
             spread = "" if ours.std is None else f" ± {ours.std:.1f}"
             _bar_label(axis, ours.mean + (ours.std or 0), position - offset, f"{ours.mean:.1f}{spread}", "black")
         if paper and paper.value is not None:
@@ -364,6 +364,11 @@ def _bars(axis: Axes, rows: Sequence[Row], metric: str, thick: bool) -> None:
     axis.set_xticks(range(0, 101, 20))
     axis.grid(axis="y", visible=False)
     axis.tick_params(axis="y", length=0)
+
+
+def _error_bar(summary: Summary) -> dict[str, Any]:
+    """How `barh` is told the standard deviation over the seeds, if there are several."""
+    return {} if summary.std is None else {"xerr": summary.std, "error_kw": {"capsize": 3, "elinewidth": 1.2}}
 
 
 def _bar_label(axis: Axes, end: float, position: float, text: str, shade: str) -> None:

@@ -22,7 +22,7 @@ from wmse.report.paper import METRICS
 from wmse.runs.folder import HISTORY, RESULT, RunFolder
 from wmse.runs.record import RECORD_FORMAT, Record, misfits, read_record, vouch_for_file
 
-BASELINES = baselines()  # never trained: no pretraining record, no history
+BASELINES = baselines()  # They are never trained: they have no pretraining record and no history.
 ALWAYS_MEASURED = ("epoch", "seconds", "loss")
 HISTORY_COLUMNS = (*ALWAYS_MEASURED, "knn5_top1", "embedding_std", "effective_rank")
 # A result that is older than a parameter was computed with what is now the parameter's default.
@@ -53,7 +53,7 @@ REQUIRED_METRICS = ("linear_top1", "knn5_top1")
 # A reader looks at these keys first when specs of one cell differ.
 FIRST_KEYS = ("epochs", "width", "batch_size", "d")
 
-Cell = tuple[str, str, int | None, str]  # benchmark, method, d, variant
+Cell = tuple[str, str, int | None, str]  # A run's benchmark, method, d and variant.
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Run:
     @property
     def cell(self) -> Cell:
         """The cell this run fills; d counts only where a method has views."""
-        d = None if self.method in BASELINES else 2 if self.d is None else self.d
+        d = None if self.method in BASELINES else self.d or 2
         return self.benchmark, self.method, d, self.variant
 
     @property

@@ -135,7 +135,8 @@ def _main_table(section: Section, notes: Sequence[str]) -> tuple[list[str], list
         encoder = f" ({row.encoder} in the paper)" if len(section.encoders) > 1 and row.encoder else ""
         cells = [row.label + encoder, _recipe(row, notes), f"{_epochs(row)} / {row.paper_epochs or NONE}"]
         for metric in section.metrics:
-            paper, difference = row.paper.get(metric), row.difference(metric)
+            paper = row.paper.get(metric)
+            difference = row.difference(metric)
             cells += [paper.marked if paper else NONE, _ours(row, metric)]
             cells.append(NONE if difference is None else f"{difference:+.2f}")
         body.append(cells)

@@ -21,8 +21,7 @@ EVALUATION_MEMORY = (
 def evaluate(job: Job) -> dict[str, Any]:
     """Evaluate a run and write result.json with every number's provenance; returns its content.
 
-    Raises:
-        CheckpointError: the encoder or pretrain.json is missing, changed or of another run, or a process works on it.
+    Raises CheckpointError: the encoder or pretrain.json is missing, changed or of another run, or somebody works on it.
     """
     with exclusive_lock(job.folder.lock, f"wmse evaluate {job.spec.run}", CheckpointError):
         return _evaluate(job)

@@ -1,4 +1,4 @@
-"""One run to be trained or evaluated: everything that the stages are told."""
+"""One run to be trained or evaluated: all that these two stages are told."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from wmse.config import RunSpec
-from wmse.datasets import Prepared
 from wmse.runs.folder import RunFolder
 
 if TYPE_CHECKING:
+    from wmse.datasets import Dataset
     from wmse.runtime import Runtime
 
 
@@ -34,7 +34,7 @@ class Job:
     """
 
     spec: RunSpec
-    data: Prepared
+    data: Dataset
     folder: RunFolder
     runtime: Runtime
     preset: str = ""

@@ -124,7 +124,9 @@ def misfits(
     except ConfigError as error:
         yield f"key 'spec' is no specification of this version ({error})"
         return
-    spec_hash, run, name = record.get("spec_hash", str), record.get("run", str), Path(found.run).name
+    spec_hash = record.get("spec_hash", str)
+    run = record.get("run", str)
+    name = Path(found.run).name
     if spec_hash != found.hash:
         yield f"key 'spec_hash' is {spec_hash:.8}, but the hash of 'spec' is {found.hash[:8]}"
     if Path(run).name != name:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +10,11 @@ from typing import Any
 
 from wmse.datasets import SOURCES, Source, load
 from wmse.datasets.build import placed_raw, verify_raw
+from wmse.datasets.download import progress_bar
 from wmse.datasets.prepared import MANIFEST, prepared_folder
 from wmse.errors import DataError, explain
 from wmse.files import file_digest
-from wmse.runs.folder import CHECKPOINT_NAME, ENCODER, PRETRAINED, RESULT, RunFolder
+from wmse.runs.folder import CHECKPOINT_NAME, ENCODER, PRETRAINED, RESULT, RunFolder, run_folders
 from wmse.runs.record import WRITE_AGAIN, misfits, read_record, vouch_for_file
 
 
@@ -27,27 +27,26 @@ class Findings:
 
     def summary(self) -> str:
         """`no problem in 2 prepared data, 12 encoder.safetensors`."""
-        things = ", ".join(f"{number} {kind}" for kind, number in self.checked.items()) or "nothing: nothing is there"
+        if not self.checked:
+            return "nothing to verify: there are no data and no runs"
+        things = ", ".join(f"{number} {kind}" for kind, number in self.checked.items())
         count = len(self.problems)
         return f"{count or 'no'} problem{'s' if count > 1 else ''} in {things}"
 
 
-def verify(run_dirs: Sequence[Path], data_root: Path, results: Path, progress: bool | None = None) -> Findings:
+def verify(run_dirs: Sequence[Path], data_root: Path, results: Path) -> Findings:
     """Hash the data in `data_root` and `run_dirs` (none: all below `results`) again; no file is read as a whole.
 
-    `progress` shows a bar (None: on a terminal only). Raises DataError if one of `run_dirs` is no folder.
+    Raises DataError if one of `run_dirs` is no folder.
     """
-    from tqdm import tqdm
-
     for folder in run_dirs:
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder; name directories of runs, such as {results}/runs/*/*/*")
-    folders = list(run_dirs) or sorted(path for path in (results / "runs").glob("*/*/*") if path.is_dir())
+    folders = list(run_dirs) or run_folders(results)
     sources = [source for name, source in SOURCES.items() if (data_root / name).is_dir()]
     findings = Findings()
     digests: dict[str, str] = {}
-    bar = tqdm(total=len(sources) + len(folders), disable=not (sys.stderr.isatty() if progress is None else progress))
-    with bar:
+    with progress_bar(len(sources) + len(folders), "it", "") as bar:
         for source in sources:
             bar.set_description(source.name)
             _verify_data(source, data_root, digests, findings)
@@ -62,7 +61,8 @@ def verify(run_dirs: Sequence[Path], data_root: Path, results: Path, progress: b
 def _verify_data(source: Source, data_root: Path, digests: dict[str, str], findings: Findings) -> None:
     """Every archive or folder that was placed or downloaded, where its digests are published; the prepared form."""
     for path, archive in placed_raw(source, data_root / source.name / "raw"):
-        if archive.digest if path.is_file() else any(archive.files.values()):
+        published = archive.digest if path.is_file() else any(archive.files.values())
+        if published:
             findings.checked["raw data"] += 1
             _attempt(findings, verify_raw, path, archive)
     if (prepared_folder(source, data_root) / MANIFEST).exists():
@@ -72,7 +72,7 @@ def _verify_data(source: Source, data_root: Path, digests: dict[str, str], findi
 
 
 def _attempt(findings: Findings, check: Any, *arguments: Any, **options: Any) -> Any:
-    """The result of a check that raises DataError, or None and a problem more."""
+    """The result of a check; if it raises DataError or OSError, None, and the findings have one more problem."""
     try:
         return check(*arguments, **options)
     except DataError as error:
@@ -85,7 +85,8 @@ def _attempt(findings: Findings, check: Any, *arguments: Any, **options: Any) ->
 def _verify_run(folder: RunFolder, digests: Mapping[str, str], findings: Findings) -> None:
     for path in sorted(folder.checkpoints.glob("*.pt")):
         findings.checked["checkpoints"] += 1
-        named, digest = CHECKPOINT_NAME.fullmatch(path.name), _attempt(findings, file_digest, path)
+        named = CHECKPOINT_NAME.fullmatch(path.name)
+        digest = _attempt(findings, file_digest, path)
         if digest and not (named and digest.startswith(named[2])):
             findings.problems.append(f"{path}: is not what its name says: remove it, an older one will do")
     vouched: dict[str, str] = {}

@@ -14,7 +14,7 @@ import torch
 from wmse.config import RunSpec
 from wmse.errors import CheckpointError
 from wmse.files import atomic_path
-from wmse.runs.folder import CHECKPOINT_NAME
+from wmse.runs.folder import CHECKPOINT_NAME, checkpoint_name
 from wmse.runtime import lacks_memory
 
 CHECKPOINT_FORMAT = 3
@@ -35,7 +35,7 @@ def save_checkpoint(folder: Path, spec: RunSpec, step: int, state: dict[str, Any
     content = io.BytesIO()  # written to a file, torch would report a full disk as an error of its own
     torch.save({"format": CHECKPOINT_FORMAT, "run": spec.run, "hash": spec.hash, **state}, content)
     digest = hashlib.sha256(content.getbuffer()).hexdigest()
-    new = folder / f"step-{step:09d}-{digest[:16]}.pt"
+    new = folder / checkpoint_name(step, digest)
     with atomic_path(new) as temporary:
         temporary.write_bytes(content.getbuffer())
     earlier = [path for at, path in list_checkpoints(folder) if at < step]
@@ -49,13 +49,12 @@ def load_checkpoint(folder: Path, spec: RunSpec, log: Callable[[str], None] = pr
 
     A damaged file is renamed, so that it neither counts among the newest ones nor is lost; `log` gets a warning.
 
-    Raises:
-        CheckpointError: all are damaged (starting anew is for the user to decide), or of another configuration.
+    Raises CheckpointError: all are damaged (starting anew is for the user to decide), or of another configuration.
     """
     for _, path in list_checkpoints(folder):
         content, damage = _read(path)
         if content is not None:
-            return _parse(path, content, spec)
+            return _state_in(path, content, spec)
         path.rename(path.with_name(path.name + DAMAGED))
         log(f"warning: {path}: {damage}; it is now {path.name}{DAMAGED}, and the checkpoint before it is used")
     damaged = sorted(path.name for path in folder.glob(f"*{DAMAGED}"))
@@ -77,13 +76,14 @@ def _read(path: Path) -> tuple[bytes | None, str]:
                 f"{path}: cannot be read ({error.strerror}): make it readable, or move it away to use an older one"
             ) from None
         return None, f"cannot be read ({error.strerror})"
-    found, expected = hashlib.sha256(content).hexdigest()[:16], CHECKPOINT_NAME.fullmatch(path.name)[2]
+    found = hashlib.sha256(content).hexdigest()[:16]
+    expected = CHECKPOINT_NAME.fullmatch(path.name)[2]
     if found != expected:
         return None, f"damaged: its sha256 begins with {found} ({len(content):,} bytes), not as its name says"
     return content, ""
 
 
-def _parse(path: Path, content: bytes, spec: RunSpec) -> dict[str, Any]:
+def _state_in(path: Path, content: bytes, spec: RunSpec) -> dict[str, Any]:
     again = f"use the version of this software that wrote it, or remove {path.parent} to start from step 0"
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

@@ -1,4 +1,4 @@
-"""The judge of every training step."""
+"""What stops a run whose whitening fails, whose numbers are not finite, or whose embeddings have collapsed."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -59,7 +58,7 @@ def pretrain(job: Job) -> None:
         stop_on_signals() as received,
         out_of_memory(where, job.runtime.device, TRAINING_MEMORY),
     ):
-        for target in (folder.checkpoints / "step-*", folder.history, folder.encoder, folder.pretrained):
+        for target in (folder.checkpoints / "*", folder.history, folder.encoder, folder.pretrained):
             remove_temporaries(target)
         trainer = Trainer(job, stop=lambda: received[0] if received else None)
         steps = spec.epochs * trainer.steps_per_epoch
@@ -158,12 +157,14 @@ class Trainer:
         """How far the embeddings of an epoch's last step are from collapse."""
         self.guard.flush()  # so that they are finite
         spread, rank = embedding_spread(output.embeddings[0])
-        self.progress.epoch.embedding_std, self.progress.epoch.effective_rank = spread.item(), rank.item()
+        self.progress.epoch.embedding_std = spread.item()
+        self.progress.epoch.effective_rank = rank.item()
 
     def _finish_epoch(self, board: EventFile) -> None:
         """Evaluate if it is due, and add a line to every record; a stop in the evaluation leaves all of this to do."""
         spec, progress, done = self.job.spec, self.progress, self.progress.epoch
-        epoch, views = len(progress.history) + 1, self.steps_per_epoch * spec.batch_size * spec.d
+        epoch = len(progress.history) + 1
+        views = self.steps_per_epoch * spec.batch_size * spec.d
         before = progress.history[-1].seconds if progress.history else 0.0
         record = EpochRecord(
             epoch=epoch,
@@ -202,9 +203,9 @@ class Trainer:
     # --- progress bar -------------------------------------------------------------------------------------------------
 
     def _bar(self) -> tqdm:
-        wanted = sys.stderr.isatty() if self.job.progress_bar is None else self.job.progress_bar
+        hidden = None if self.job.progress_bar is None else not self.job.progress_bar  # None: unless on a terminal
         total = self.job.spec.epochs * self.steps_per_epoch
-        return tqdm(total=total, initial=self.progress.step, unit="step", disable=not wanted, dynamic_ncols=True)
+        return tqdm(total=total, initial=self.progress.step, unit="step", disable=hidden, dynamic_ncols=True)
 
     def _show(self, bar: tqdm, epoch: int, i: int) -> None:
         if bar.disable or (i % LOG_EVERY and i + 1 < self.steps_per_epoch):
@@ -224,7 +225,8 @@ class Trainer:
     def _pause(self) -> None:
         """Between two steps or epochs: stop if asked to, or write a checkpoint if it is time."""
         self._stop_if_asked()
-        policy, finished = self.job.checkpoints, len(self.progress.history)
+        policy = self.job.checkpoints
+        finished = len(self.progress.history)
         between_epochs = self.progress.step == finished * self.steps_per_epoch
         by_epoch = policy.epochs is not None and between_epochs and finished % policy.epochs == 0
         if by_epoch or time.monotonic() - self.saved_at > policy.seconds:
@@ -246,8 +248,8 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "progress": asdict(self.progress),
         }
-        folder, keep = self.job.folder.checkpoints, self.job.checkpoints.keep
-        save_checkpoint(folder, self.job.spec, self.progress.step, state, keep)
+        job = self.job
+        save_checkpoint(job.folder.checkpoints, job.spec, self.progress.step, state, job.checkpoints.keep)
         self.saved_at = time.monotonic()
 
     def _restore(self) -> None:

@@ -30,9 +30,8 @@ try:
 except ConfigError as error:
     raise WorkflowError(f"configuration: {error}") from None
 
-SOURCE = Path(
-    workflow.basedir
-).parent  # the folder with workflow/: a checkout of the source, or one of `wmse init`
+# The folder with workflow/: a checkout of the source, or one of `wmse init`.
+SOURCE = Path(workflow.basedir).parent
 SETTINGS = PROJECT.settings
 RUNS = {spec.run: spec for spec in PROJECT.runs}
 BENCHMARKS = sorted({spec.benchmark for spec in PROJECT.runs})
@@ -43,14 +42,11 @@ GPU = uses_gpu(SETTINGS["device"])
 # It installs the package from its source (envs/wmse.post-deploy.sh), so that only a checkout has it.
 CONDA = "../../envs/wmse.yaml" if (SOURCE / "envs/wmse.yaml").exists() else None
 
-RUN = RunFolder(Path(RESULTS, "runs/{benchmark}/{method}/{seed}"))  # of the wildcards
-RESULT_FILES = [RunFolder(Path(RESULTS, "runs", run)).result for run in RUNS]
-HISTORIES = [RunFolder(Path(RESULTS, "runs", run)).history for run in TRAINED]
-PLOTS = expand(
-    "{results}/plots/{name}.png",
-    results=RESULTS,
-    name=["training", "dynamics", "accuracy", "collapse", "time", "dag"],
-)
+RUN = RunFolder.of(Path(RESULTS), "{benchmark}/{method}/{seed}")  # of the wildcards
+RESULT_FILES = [RunFolder.of(Path(RESULTS), run).result for run in RUNS]
+HISTORIES = [RunFolder.of(Path(RESULTS), run).history for run in TRAINED]
+FIGURES = ["training", "dynamics", "accuracy", "collapse", "time"]
+PLOTS = [f"{RESULTS}/plots/{name}.png" for name in [*FIGURES, "dag"]]
 
 
 wildcard_constraints:
@@ -115,9 +111,26 @@ def threads_of(wildcards):
     return pretrain_threads(spec_of(wildcards).d, len(TRAINED), CORES, SETTINGS)
 
 
-def folders(files):
-    """The folders of some files."""
-    return [str(Path(file).parent) for file in files]
+def figure(name):
+    """A figure with its caption, for Snakemake's own report."""
+    return report(
+        f"{RESULTS}/plots/{name}.png",
+        caption=f"../report/{name}.rst",
+        category="Plots",
+    )
+
+
+def result_folders(wildcards, input):
+    """The folders of the runs whose results a rule reads."""
+    return [str(Path(file).parent) for file in input.results]
+
+
+def report_command(part):
+    """The shell command that writes a part of the report."""
+    return (
+        f"wmse report --only {part} --data-root {shlex.quote(DATA)}"
+        " --out {params.out:q} --log {log:q} {params.runs:q}"
+    )
 
 
 def manifest(wildcards):

@@ -8,7 +8,7 @@ rule evaluate:
     output:
         RUN.result,
     log:
-        RUN.path / "evaluate.log",
+        RUN.evaluate_log,
     conda:
         CONDA
     threads: share_of_cores(len(RUNS), CORES, SETTINGS)

@@ -9,7 +9,7 @@ rule pretrain:
         summary=RUN.pretrained,
         history=RUN.history,
     log:
-        RUN.path / "pretrain.log",
+        RUN.pretrain_log,
     conda:
         CONDA
     threads: threads_of

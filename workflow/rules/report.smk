@@ -13,11 +13,10 @@ rule tables:
     conda:
         CONDA
     params:
-        runs=lambda wildcards, input: folders(input.results),
-        out=lambda wildcards, output: Path(output[0]).parent,
+        runs=result_folders,
+        out=lambda wildcards: RESULTS,
     shell:
-        f"wmse report --only tables --data-root {shlex.quote(DATA)}"
-        " --out {params.out:q} --log {log:q} {params.runs:q}"
+        report_command("tables")
 
 
 rule claims:
@@ -33,11 +32,10 @@ rule claims:
     conda:
         CONDA
     params:
-        runs=lambda wildcards, input: folders(input.results),
-        out=lambda wildcards, output: Path(output[0]).parent,
+        runs=result_folders,
+        out=lambda wildcards: RESULTS,
     shell:
-        f"wmse report --only claims --data-root {shlex.quote(DATA)}"
-        " --out {params.out:q} --log {log:q} {params.runs:q}"
+        report_command("claims")
 
 
 rule plots:
@@ -45,48 +43,21 @@ rule plots:
         results=RESULT_FILES,
         histories=HISTORIES,
     output:
-        report(
-            f"{RESULTS}/plots/training.png",
-            caption="../report/training.rst",
-            category="Plots",
-        ),
-        report(
-            f"{RESULTS}/plots/dynamics.png",
-            caption="../report/dynamics.rst",
-            category="Plots",
-        ),
-        report(
-            f"{RESULTS}/plots/accuracy.png",
-            caption="../report/accuracy.rst",
-            category="Plots",
-        ),
-        report(
-            f"{RESULTS}/plots/collapse.png",
-            caption="../report/collapse.rst",
-            category="Plots",
-        ),
-        report(
-            f"{RESULTS}/plots/time.png",
-            caption="../report/time.rst",
-            category="Plots",
-        ),
+        [figure(name) for name in FIGURES],
     log:
         f"{RESULTS}/logs/plots.log",
     conda:
         CONDA
     params:
-        runs=lambda wildcards, input: folders(input.results),
-        out=lambda wildcards, output: Path(output[0]).parents[1],
+        runs=result_folders,
+        out=lambda wildcards: RESULTS,
     shell:
-        f"wmse report --only plots --data-root {shlex.quote(DATA)}"
-        " --out {params.out:q} --log {log:q} {params.runs:q}"
+        report_command("plots")
 
 
 rule dag:
     output:
-        report(
-            f"{RESULTS}/plots/dag.png", caption="../report/dag.rst", category="Plots"
-        ),
+        figure("dag"),
     log:
         f"{RESULTS}/logs/dag.log",
     conda:
@@ -101,7 +72,7 @@ rule dag:
                 "evaluate": len(RUNS),
             }
         ),
-        out=lambda wildcards, output: Path(output[0]).parents[1],
+        out=lambda wildcards: RESULTS,
     shell:
         "snakemake --snakefile {params.snakefile:q} --cores 1 --rulegraph --config {params.config:q} 2> {log:q}"
         " | wmse dag --jobs {params.jobs:q} --out {params.out:q} --log {log:q}"

@@ -1,13 +1,9 @@
-"""The compiled loops against the same operations on tensors, and what their compilation does in odd places."""
+"""The compiled loops of the views against the same operations on tensors."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from wmse import compiled
-from wmse.probes.linear import draw_batches
-from wmse.probes.linear_loops import fit_by_loops
-from wmse.probes.linear_tensors import fit_by_tensors
+from builders.tensors import seeded
 from wmse.views import SMALLEST_BY_LOOPS, ViewParams, ViewRecipe, draw_params, make_view
 from wmse.views.loops import rotate_hue, view_by_loops
 from wmse.views.tensors import shift_hue, view_by_tensors
@@ -39,10 +32,6 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def noise(n: int, h: int, w: int, seed: int = 0) -> Tensor:
@@ -119,95 +108,3 @@ def test_parts_of_other_arrays_are_views_too() -> None:
     images, params = noise(12, 40, 40), draw_params(6, 20, 20, RECIPE, seeded())
     part = images[::2, :, 10:30, 5:25]
     assert torch.equal(make_view(part, RECIPE, params), make_view(part.contiguous(), RECIPE, params))
-
-
-# --- linear probe -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("n", "f", "classes"), [(350, 12, 8), (203, 64, 10), (40, 5, 2), (7, 33, 32)])
-@pytest.mark.parametrize("batch", [1, 13, 100])
-def test_the_probes_steps_are_those_of_tensors_in_float64(n: int, f: int, classes: int, batch: int) -> None:
-    x, labels = torch.randn(n, f, generator=seeded()), torch.randint(0, classes, (n,), generator=seeded(1))
-    weight, bias = 0.2 * torch.randn(classes, f, generator=seeded(2)), torch.randn(classes, generator=seeded(3))
-    batches = list(draw_batches(n, batch, 3, (1e-2, 1e-4), seeded(4), x.device))
-    found = fit_by_loops(x, labels, weight, bias, batches, 5e-3)
-    expected = fit_by_tensors(x.double(), labels, weight.double(), bias.double(), batches, 5e-3)
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=2e-4)
-
-
-def test_large_outputs_do_not_overflow() -> None:
-    x, labels = torch.tensor([[1e4], [-1e4], [0.0]]), torch.tensor([0, 1, 1])
-    batches = draw_batches(3, 3, 2, (1e-2, 1e-2), seeded(), x.device)
-    weight, bias = fit_by_loops(x, labels, torch.tensor([[1.0], [-1.0]]), torch.zeros(2), batches, 0)
-    assert weight.isfinite().all()
-    assert bias.isfinite().all()
-
-
-# --- compilation ------------------------------------------------------------------------------------------------------
-
-ONE_VIEW = """
-import torch
-from wmse.views import ViewRecipe, draw_params, make_view
-recipe = ViewRecipe(size=12)
-images = torch.arange(3 * 12 * 12).remainder(251).to(torch.uint8).view(1, 3, 12, 12)
-print(make_view(images, recipe, draw_params(1, 12, 12, recipe, torch.Generator().manual_seed(0))).sum().item())
-"""
-
-
-def start(home: Path, code: str = ONE_VIEW, **environment: str) -> subprocess.Popen[str]:
-    kept = {name: value for name, value in os.environ.items() if name not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")}
-    return subprocess.Popen(
-        [sys.executable, "-c", code], env={**kept, "HOME": str(home), **environment}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-
-
-def result(process: subprocess.Popen[str]) -> str:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return out
-
-
-@pytest.mark.parametrize("changed", compiled.SOURCES)
-def test_loops_of_another_text_have_another_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
-) -> None:
-    """numba would load a cached function although one that it calls, in another file, has changed."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for name in compiled.SOURCES:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("a = 1")
-    monkeypatch.setattr(compiled, "PACKAGE", tmp_path)
-    folders = []
-    for text in ("a = 1", "a = 2", "a = 1"):
-        (tmp_path / changed).write_text(text)
-        folders.append(compiled.cache_folder())
-    assert folders[0] == folders[2] != folders[1]
-
-
-def test_every_module_with_loops_is_in_the_caches_name() -> None:
-    with_loops = {
-        path.relative_to(compiled.PACKAGE).as_posix()
-        for path in compiled.PACKAGE.rglob("*.py")
-        if "from numba import" in path.read_text()
-    }
-    assert with_loops <= set(compiled.SOURCES)
-
-
-def test_numba_is_not_imported_before_a_loop_is_due(tmp_path: Path) -> None:
-    """It takes long, and on a GPU no loop ever is."""
-    code = "import sys, wmse.views, wmse.probes, wmse.losses, wmse.methods.wmse; print('numba' in sys.modules)"
-    assert result(start(tmp_path, code)) == "False\n"
-
-
-def test_processes_may_compile_at_once_and_a_damaged_or_unusable_cache_costs_no_run(tmp_path: Path) -> None:
-    values = {result(process) for process in [start(tmp_path), start(tmp_path)]}
-    files = [path for path in (tmp_path / ".cache" / "wmse-repro").rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".nbi", ".nbc"}
-    for path in files:
-        path.write_bytes(b"")
-    (tmp_path / "file").touch()
-    nowhere = start(tmp_path / "file", NUMBA_CACHE_DIR="/proc/nowhere")
-    values |= {result(process) for process in [start(tmp_path), nowhere]}
-    assert len(values) == 1

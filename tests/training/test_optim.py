@@ -7,9 +7,9 @@ import math
 
 import pytest
 import torch
-from conftest import tiny_spec
 from torch import Tensor, nn
 
+from builders.runs import tiny_spec
 from wmse.config import RunSpec
 from wmse.training.optim import LARS, build_optimizer, learning_rate
 

@@ -18,10 +18,12 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from conftest import ArrayDataset, make_job, tiny_data
 from safetensors.torch import load_file
 
+from builders.data import tiny_data
+from builders.runs import TIMING, make_job
 from wmse.config import RunSpec
+from wmse.datasets import ArrayDataset
 from wmse.errors import WmseError
 from wmse.runs.evaluate import evaluate
 from wmse.runs.folder import CHECKPOINTS, ENCODER, HISTORY, PRETRAINED, RESULT
@@ -29,7 +31,6 @@ from wmse.training import CheckpointPolicy, Trainer, pretrain
 from wmse.training.checkpoint import list_checkpoints, load_checkpoint
 
 DEFAULT_POLICY = CheckpointPolicy()
-TIMING = ("seconds", "views_per_second", "peak_memory_mb")
 CRASHED = 99  # the exit status of a child that ended with an exception that is no message
 
 
@@ -59,7 +60,7 @@ def wait(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-class Counter:
+class SharedCount:
     """An integer that a child counts up and its parent reads, also after the child was killed."""
 
     def __init__(self) -> None:
@@ -166,7 +167,9 @@ class Reference:
         self.history = history(self.folder)
         self.metrics = json.loads((self.folder / RESULT).read_text())["metrics"]
 
-    def job(self, folder: Path, checkpoints: CheckpointPolicy = DEFAULT_POLICY, steps: Counter | None = None) -> None:
+    def job(
+        self, folder: Path, checkpoints: CheckpointPolicy = DEFAULT_POLICY, steps: SharedCount | None = None
+    ) -> None:
         """Pretraining and evaluation, from wherever the folder's files let them begin; `steps` counts those taken."""
         step = Trainer.step
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from test_report import edit, make_run
 
+from builders.results import edit, make_run
 from wmse.errors import DataError
 from wmse.report import write_claims
 from wmse.report.claims import (
@@ -53,9 +53,6 @@ def test_the_seven_claims_of_the_paper_are_there() -> None:
         assert claim.seeds >= (2 if compares else 1)
 
 
-# --- collapse: bounds that every seed must keep
-
-
 def collapse_runs(root: Path, spread: float = 0.9, collapsed: float = 0.03, random: float = 40.0) -> list[Path]:
     runs = seeds(root, [50.0, 52.0], d=2, embedding=16)
     broken = seeds(root, [30.0, 31.0], d=2, embedding=16, variant="no-whitening")
@@ -92,9 +89,6 @@ def test_without_the_ablation_collapse_is_not_tested(tmp_path: Path) -> None:
     runs = collapse_runs(tmp_path)
     found = verdict(1, [*runs[:2], runs[4]])
     assert (found.verdict, found.reason) == (UNTESTED, "no runs")
-
-
-# --- comparisons of means
 
 
 def competitive_runs(
@@ -188,9 +182,6 @@ def test_slicing_compares_with_the_large_sub_batch_and_with_more_iterations(tmp_
     assert verdict(6, [*base, *large, *worse]).verdict == REFUTED
 
 
-# --- warm-up
-
-
 def warm_up_runs(root: Path, ours: list[float], byol: list[float]) -> list[Path]:
     runs = paper(root, ours, "stl10", "wmse", 2) + paper(root, byol, "stl10", "byol", 2)
     for run, value in zip(runs, [*ours, *byol], strict=True):
@@ -215,9 +206,6 @@ def test_warm_up_is_read_at_a_tenth_of_the_epochs(tmp_path: Path) -> None:
         verdict(4, runs)
 
 
-# --- values that the paper cites
-
-
 @pytest.mark.parametrize(
     ("short", "long", "expected"),
     [(69.0, 72.5, SUPPORTED), (68.0, 74.0, REFUTED), (69.0, 72.0, REFUTED), (68.1, 72.2, SUPPORTED)],
@@ -231,9 +219,6 @@ def test_imagenet_is_compared_with_the_cited_values(tmp_path: Path, short: float
     assert found.verdict == expected
     assert [o.right for o in found.outcomes] == ["SimSiam, cited: 68.1", "BYOL, cited: 73.2"]
     assert verdict(7, runs[:1]).verdict in (UNTESTED, REFUTED)
-
-
-# --- files
 
 
 def test_the_page_names_verdict_criterion_figures_and_runs(tmp_path: Path) -> None:

@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CPU, ArrayDataset, make_job, tiny_spec
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from builders.forked import TIMING
+from builders.runs import CPU, Double, make_job, tiny_spec
 from wmse.config import RunSpec
+from wmse.datasets import ArrayDataset
 from wmse.errors import CheckpointError, ConfigError, TrainingError
 from wmse.methods import build_encoder, build_method
 from wmse.runtime import Runtime, resolve
@@ -49,9 +51,6 @@ def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> 
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
-TIMING = ("seconds", "views_per_second", "peak_memory_mb")
-
-
 def without_timing(history: list[EpochRecord]) -> list[dict]:
     return [{key: value for key, value in vars(record).items() if key not in TIMING} for record in history]
 
@@ -76,16 +75,6 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(data: ArrayDa
     runs = [train(tiny_spec(seed=seed), data, tmp_path / str(i)) for i, seed in enumerate((0, 0, 1))]
     assert_same_bits(state_of(runs[0]), state_of(runs[1]))
     assert not torch.equal(runs[0].method.encoder.conv1.weight, runs[2].method.encoder.conv1.weight)
-
-
-class Double(Runtime):
-    """Float64 throughout, so that a comparison is not blurred by the chaos of float32 training."""
-
-    def place(self, module: torch.nn.Module) -> torch.nn.Module:
-        return module.double()
-
-    def batch(self, x: torch.Tensor) -> torch.Tensor:
-        return x.double()
 
 
 def plain_wmse(v: list[torch.Tensor], slices: list[torch.Tensor]) -> torch.Tensor:

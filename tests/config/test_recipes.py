@@ -1,0 +1,114 @@
+"""Recipes: the paper's parameters, variants and experiments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from wmse.config import benchmarks, experiments, load_project, make_spec, paper_differences
+from wmse.config.recipes import merge_variants
+from wmse.datasets import SOURCES
+from wmse.errors import ConfigError
+
+# (benchmark, method) -> epochs, lr, N, k, w_size, w_iter: the table of recipes in the authors' code.
+PAPER = {
+    "cifar10/wmse-2": (1000, 3e-3, 512, 64, 128, 1),
+    "cifar10/wmse-4": (1000, 3e-3, 256, 64, 128, 1),
+    "cifar100/wmse-4": (1000, 3e-3, 256, 64, 128, 1),
+    "stl10/wmse-2": (2000, 2e-3, 512, 128, 256, 4),
+    "stl10/wmse-4": (2000, 2e-3, 256, 128, 256, 1),
+    "tiny_imagenet/wmse-2": (1000, 2e-3, 512, 128, 256, 4),
+    "tiny_imagenet/wmse-4": (1000, 2e-3, 256, 128, 256, 1),
+    "imagenet100/wmse-2": (240, 2e-3, 512, 128, 256, 1),
+    "imagenet100/wmse-4": (240, 2e-3, 256, 128, 256, 1),
+}
+
+
+@pytest.mark.parametrize("cell", PAPER)
+def test_the_paper_preset_has_the_papers_recipe(cell: str) -> None:
+    spec = next(spec for spec in load_project({"preset": "paper"}).runs if spec.cell == cell)
+    found = (spec.epochs, spec.lr, spec.batch_size, spec.embedding, spec.w_size, spec.w_iter)
+    assert found == PAPER[cell]
+    assert (spec.width, spec.warmup_iterations, spec.lr_drops, spec.lr_drop_factor) == (64, 500, (50, 25), 0.2)
+    assert (spec.optimizer, spec.weight_decay, spec.probe_epochs, spec.probe_lr) == ("adam", 1e-6, 500, (1e-2, 1e-6))
+    assert paper_differences(spec) == {}
+
+
+def test_the_paper_preset_covers_every_benchmark_and_both_numbers_of_positives() -> None:
+    cells = {spec.cell for spec in load_project({"preset": "paper"}).runs}
+    four = ("cifar10", "cifar100", "stl10", "tiny_imagenet")
+    methods = ("simclr", "byol", "wmse-2", "wmse-4", "random", "pixels")
+    assert {f"{b}/{m}" for b in four for m in methods} <= cells
+    assert {"imagenet100/wmse-2", "imagenet100/wmse-4", "imagenet/wmse-4", "imagenet/wmse-4@400-epochs"} <= cells
+
+
+def test_views_follow_the_benchmarks_recipe() -> None:
+    cifar, imagenet = make_spec("cifar10/wmse-2", 0), make_spec("imagenet100/wmse-2", 0)
+    assert (cifar.jitter, cifar.grayscale_p, cifar.blur_p) == ((0.4, 0.4, 0.4, 0.1), 0.1, 0.0)
+    assert (imagenet.jitter, imagenet.grayscale_p, imagenet.blur_p) == ((0.8, 0.8, 0.8, 0.2), 0.2, 0.5)
+    assert imagenet.crop_scale == (0.08, 1.0)
+    assert (imagenet.eval_resize, imagenet.view_size) == (256, 224)
+
+
+@pytest.mark.parametrize(("d", "images"), [(3, 256), (6, 128), (8, 128), (16, 128)])
+def test_other_numbers_of_positives_keep_the_number_of_views(d: int, images: int) -> None:
+    assert make_spec(f"cifar10/wmse-{d}", 0).batch_size == images
+
+
+@pytest.mark.parametrize("preset", ["quick", "paper"])
+def test_every_experiment_is_in_the_preset_with_all_its_methods(preset: str) -> None:
+    labels = {spec.label for spec in load_project({"preset": preset}).runs}
+    for name, experiment in experiments().items():
+        assert set(experiment["methods"]) <= labels, name
+        assert {"random", "pixels"} <= set(experiment["methods"]), name
+
+
+def test_relative_values_follow_recipe_preset_and_user() -> None:
+    def epochs(label: str, *overrides: dict[str, Any]) -> int:
+        return make_spec(f"cifar10/{label}", 0, overrides).epochs
+
+    assert [epochs(f"wmse-{d}@equal-views") for d in (2, 3, 4, 6, 8)] == [1000, 667, 500, 333, 250]
+    assert epochs("simclr@short") == 200  # Table 4 of the paper
+    assert epochs("wmse-4@equal-views", {"epochs": 60, "lr_drops": []}) == 30
+    assert epochs("simclr@short", {"epochs": 2, "lr_drops": []}) == 1  # never 0
+    assert make_spec("imagenet/wmse-4@400-epochs", 0).epochs == 400
+    assert [make_spec(f"cifar10/wmse-2@w-size-{x}", 0).w_size for x in ("x2", "x4")] == [256, 512]
+    assert make_spec("cifar10/wmse-2", 0, [{"lr": "* 0.5"}]).lr == 0.0015
+
+
+def test_variants_of_the_paper_depart_from_its_recipe_only_where_a_preset_does() -> None:
+    spec = make_spec("cifar10/wmse-2@w-size-x2", 0)
+    assert paper_differences(spec) == {}
+    spec = make_spec("cifar10/wmse-8@equal-views", 0, [{"epochs": 240}])
+    assert paper_differences(spec) == {"epochs": {"run": 60, "paper": 250}}
+
+
+def test_only_wmse_whitens_unless_told_to() -> None:
+    labels = ["wmse-2", "simclr", "byol", "simclr@short-whitened", "wmse-2@batch-norm", "wmse-2@no-whitening"]
+    found = [make_spec(f"cifar10/{label}", 0).resolved_whitening for label in labels]
+    assert found == ["cholesky", "identity", "identity", "cholesky", "batch_norm", "identity"]
+    with pytest.raises(ConfigError, match="'cholesky' is not possible for byol"):
+        make_spec("cifar10/byol", 0, [{"whitening": "cholesky"}])
+
+
+def test_pixels_of_imagenet_are_thumbnails() -> None:
+    assert {make_spec(f"{b}/pixels", 0).view_size for b in ("imagenet", "imagenet100")} == {32}
+    assert make_spec("imagenet/random", 0).view_size == 224
+
+
+def test_every_benchmark_with_a_recipe_has_a_data_set_and_the_reverse() -> None:
+    assert sorted(benchmarks()) == sorted(SOURCES)
+
+
+def test_two_experiments_cannot_have_a_variant_of_the_same_name() -> None:
+    blocks = {"one": {"variants": {"long": {"epochs": 9}}}, "two": {"variants": {"short": {}, "long": {"epochs": 8}}}}
+    with pytest.raises(ConfigError, match="'two' is not the first with a variant 'long'"):
+        merge_variants(blocks)
+    del blocks["two"]["variants"]["long"]
+    assert merge_variants(blocks) == {"long": {"epochs": 9}, "short": {}}
+
+
+def test_a_reduced_run_says_what_differs_from_the_paper() -> None:
+    spec = make_spec("cifar10/wmse-4", 0, [{"epochs": 60, "width": 16, "eval_every": 1}])
+    assert paper_differences(spec) == {"epochs": {"run": 60, "paper": 1000}, "width": {"run": 16, "paper": 64}}
