@@ -10,7 +10,7 @@ IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 # The preset to look at, e.g. `make estimate PRESET=paper`; that of config.yaml if empty.
 PRESET ?=
 
-.PHONY: help quickstart estimate test test-faults bench lint format lock image sif test-containers clean
+.PHONY: help quickstart estimate test test-processors test-faults bench lint format lock image sif test-containers clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ estimate: $(VENV)/.complete ## what the runs of PRESET cost on this machine: vie
 
 test: $(VENV)/.complete ## set up and run the tests
 	$(IN_VENV) pytest $(PYTEST_ARGS)
+
+test-processors: $(VENV)/.complete ## the numerical tests as on other processors, which variables of the libraries emulate (minutes)
+	$(IN_VENV) python tests/processors.py $(PYTEST_ARGS)
 
 test-faults: $(VENV)/.complete ## every injected fault: kills, full disks, broken downloads, fuzzed input (minutes)
 	$(IN_VENV) pytest tests/faults --long $(PYTEST_ARGS)
