@@ -181,7 +181,7 @@ def turn_gray(r: ndarray, g: ndarray, b: ndarray, n: int) -> None:
 
 @njit(**STRICT)
 def rotate_hue(r: ndarray, g: ndarray, b: ndarray, n: int, shift: float) -> None:
-    """To Pillow's HSV of eight bits each, the hue shifted, and back."""
+    """`shift_hue` of the tensors, with the hue computed instead of looked up."""
     steps = int32(np.trunc(float64(shift) * 255))
     for i in range(n):
         x, y, z = float32(r[i]), float32(g[i]), float32(b[i])
@@ -210,12 +210,20 @@ def darken(value: float, saturation: float, distance: float) -> int:
 
 @njit(**STRICT)
 def bicubic_taps(length: int, size: int) -> tuple[ndarray, ndarray, ndarray]:
+    """The weights of the tensors' function of this name, for one axis.
+
+    Returns:
+        For each output pixel the first input pixel and their number, (size,) int64, and the weights (size, most) int32.
+    """
     scale = length / size
     stretch = max(scale, 1.0)
-    support, shrink = 2 * stretch, 1 / stretch
-    first, count = np.empty(size, int64), np.empty(size, int64)
-    most = int(np.ceil(support)) * 2 + 1
-    weights, exact = np.empty((size, most), int32), np.empty(most)
+    support = 2 * stretch
+    shrink = 1 / stretch
+    most = 2 * int(np.ceil(support)) + 1
+    first = np.empty(size, int64)
+    count = np.empty(size, int64)
+    weights = np.empty((size, most), int32)
+    exact = np.empty(most)
     for j in range(size):
         center = (j + 0.5) * scale
         first[j] = max(int(center - support + 0.5), 0)
@@ -234,13 +242,22 @@ def bicubic_taps(length: int, size: int) -> tuple[ndarray, ndarray, ndarray]:
 
 
 @njit(**STRICT)
-def resize(plane, rows, columns, across, down, flip, out):
+def resize(
+    plane: ndarray,
+    rows: int,
+    columns: int,
+    across: tuple[ndarray, ndarray, ndarray],
+    down: tuple[ndarray, ndarray, ndarray],
+    flip: bool,
+    out: ndarray,
+) -> None:
     """Resample rows * columns levels to levels `out` (size * size) by the taps of either direction, and flip.
 
     Both passes add whole lines, which are contiguous: the first one therefore works on the transposed plane.
     """
     size = len(across[0])
-    turned, middle = np.empty((columns, rows), int32), np.empty((rows, size), int32)
+    turned = np.empty((columns, rows), int32)
+    middle = np.empty((rows, size), int32)
     for y in range(rows):
         for x in range(columns):
             turned[x, y] = plane[y * columns + x]
@@ -260,7 +277,7 @@ def resize(plane, rows, columns, across, down, flip, out):
 
 @njit(**STRICT)
 def weigh_lines(lines: ndarray, first: int, count: int, weights: ndarray, out: ndarray) -> None:
-    """The weighted sum of `count` rows of `lines`, in whole levels."""
+    """Fill `out` with the weighted sum of `count` of the `lines`, in whole levels."""
     n = lines.shape[1]
     for x in range(n):
         out[x] = 1 << (WEIGHT_BITS - 1)
@@ -274,10 +291,14 @@ def weigh_lines(lines: ndarray, first: int, count: int, weights: ndarray, out: n
 
 @njit(**STRICT)
 def blur(plane: ndarray, size: int, radius: int, full: int, part: int) -> None:
-    """Pillow's Gaussian blur in place: a box filter three times along the columns, then three times along the rows."""
+    """Pillow's Gaussian blur in place: a box filter three times along the rows, then three times along the columns.
+
+    Args:
+        radius, full, part: a row of `box_filter`.
+    """
     turned = np.empty((size, size), uint8)
     lines = plane.reshape(size, size)
-    for _ in range(2):  # first the horizontal passes, as sums of whole columns
+    for _ in range(2):  # on the transposed image, so that whole lines are added
         for y in range(size):
             for x in range(size):
                 turned[x, y] = lines[y, x]
@@ -288,7 +309,7 @@ def blur(plane: ndarray, size: int, radius: int, full: int, part: int) -> None:
 
 @njit(**STRICT)
 def box_pass(lines: ndarray, size: int, radius: int, full: int, part: int) -> None:
-    """Replace each row by the weighted sum of itself and its neighbours up to `radius + 1` rows away."""
+    """Replace each line by the weighted sum of it and those up to `radius + 1` lines away; the edges are repeated."""
     last = size - 1
     before = lines.copy()
     total = np.empty(size, int64)
