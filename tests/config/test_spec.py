@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -85,14 +83,3 @@ def test_what_decides_a_baseline_changes_its_hash() -> None:
     for parameters in ({"width": 8}, {"arch": "resnet50"}, {"stem": "small"}, {"precision": "fp32"}):
         assert changed("random", **parameters)
         assert not changed("pixels", **parameters)
-
-
-def test_the_configuration_needs_no_data_set_parser_and_no_heavy_package() -> None:
-    code = (
-        "import sys, wmse.config\n"
-        "heavy = {'numpy', 'torch', 'http', 'tarfile', 'PIL', 'wmse.datasets', 'wmse.methods'}\n"
-        "wmse.config.load_project({'preset': 'paper'})\n"
-        "print(sorted(heavy & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert (done.stdout, done.stderr) == ("[]\n", "")
