@@ -117,6 +117,7 @@ def _add_services(add: Callable[..., argparse.ArgumentParser]) -> None:
     _add_runtime(command)
     command.add_argument("--watts", type=float, help="the machine's power, instead of measuring it")
     command.add_argument("--seconds", type=float, default=10.0, help="at most, for one warm-up (default: 10)")
+    command.add_argument("--memory", action="store_true", help="only the memory that a GPU needs; none has to be there")
     command.add_argument("--json", action="store_true", help="one JSON object instead of the table")
 
     command = add("selfcheck", run_selfcheck, "whether this installation works: arithmetic, data, folders")
@@ -227,6 +228,9 @@ def run_list(options: argparse.Namespace, output: Output) -> None:
 
 def run_estimate(options: argparse.Namespace, output: Output) -> None:
     project = _project(options)
+    if options.memory:
+        _estimate_memory(project, options, output)
+        return
     from wmse.estimate import WarmUp, as_table, estimate_runs, notes, total
     from wmse.power import PowerMeter
     from wmse.provenance import hardware
@@ -258,6 +262,18 @@ def run_estimate(options: argparse.Namespace, output: Output) -> None:
         output(f"{key}: {json.dumps(value)}")
     for line in notes(rows, meter):
         output(line)
+
+
+def _estimate_memory(project: Project, options: argparse.Namespace, output: Output) -> None:
+    from wmse.estimate.memory import MEMORY_NOTE, estimate_memory, memory_table
+
+    rows = estimate_memory(project.runs, options.data_root)
+    if options.json:
+        output(json.dumps({"preset": project.settings["preset"], "runs": [vars(row) for row in rows]}))
+        return
+    output(memory_table(rows))
+    output("")
+    output(MEMORY_NOTE)
 
 
 def run_pretrain(options: argparse.Namespace, output: Output) -> int:

@@ -20,6 +20,7 @@ from wmse.datasets import Source, Split
 from wmse.datasets.decode import decode_image
 from wmse.streams import stream
 from wmse.views import ViewRecipe, draw_params, make_view, normalize, resize_center_crop
+from wmse.views.params import on_device
 
 RESIDENT_SHARE = 0.5  # Images stay on a GPU if they take at most this part of its free memory.
 CHUNK = 64  # Images of about the same size are padded and augmented in batches of this many.
@@ -70,7 +71,7 @@ class ArrayImages:
 
     def views(self, index: Tensor, d: int, seed: int, step: int) -> list[Tensor]:
         """d views of the images `index` (N,): d tensors (N, 3, H, W), drawn from the stream (seed, step)."""
-        images = self.images[index.to(self.images.device)].to(self.device, non_blocking=True)
+        images = on_device(self.images[on_device(index, self.images.device)], self.device)
         h, w = images.shape[-2:]
         drawn = [draw_params(len(index), h, w, self.recipe, stream(seed, "views", step, view)) for view in range(d)]
         return [make_view(images, self.recipe, params) for params in drawn]
@@ -117,9 +118,10 @@ class FileImages:
         views = [torch.empty(len(index), 3, side, side, device=self.device) for _ in range(d)]
         # One by one, they would cost the overhead of every operation; all together, the padding to the largest.
         for rows in _chunks_of_like_size(sizes, CHUNK):
-            padded = _pad([images[i] for i in rows.tolist()]).to(self.device, non_blocking=True)
+            padded = on_device(_pad([images[i] for i in rows.tolist()]), self.device)
+            place = on_device(rows, self.device)
             for out, params in zip(views, drawn, strict=True):
-                out[rows.to(self.device)] = make_view(padded, self.recipe, params[rows], sizes[rows])
+                out[place] = make_view(padded, self.recipe, params[rows], sizes[rows])
         return views
 
     def plain(self, batch: int = 100) -> Iterator[Tensor]:

@@ -45,7 +45,7 @@ class Runtime:
     def place(self, module: nn.Module) -> nn.Module:
         """Move a module to the device in the chosen memory format."""
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
-        return module.to(self.device).to(memory_format=memory_format)
+        return module.to(self.device, memory_format=memory_format)
 
     def batch(self, x: torch.Tensor) -> torch.Tensor:
         """The same memory format for a batch of images."""

@@ -72,8 +72,10 @@ class ViewParams:
 
 
 def on_device(x: Tensor, device: torch.device | str) -> Tensor:
-    """A tensor of the CPU on a device; the host does not wait for a GPU."""
-    return x.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else x.to(device)
+    """A tensor on a device; the host does not wait for a GPU to copy it there."""
+    if x.device.type == "cpu" and torch.device(device).type == "cuda":
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
 
 
 def draw_params(

@@ -40,8 +40,7 @@ def view_by_tensors(images: Tensor, recipe: ViewRecipe, params: ViewParams, size
 
 def normalize(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(x / 255 - mean) / std per channel of (N, 3, H, W)."""
-    shift = 255 * torch.tensor(mean, dtype=x.dtype, device=x.device).view(-1, 1, 1)
-    scale = 255 * torch.tensor(std, dtype=x.dtype, device=x.device).view(-1, 1, 1)
+    shift, scale = on_device(255 * torch.tensor([mean, std], dtype=x.dtype), x.device)[:, :, None, None]
     return (x - shift) / scale
 
 
