@@ -248,7 +248,7 @@ def test_selfcheck_passes_and_finds_what_is_broken(tmp_path: Path) -> None:
     sample = "/opt/venv/lib/python3.11/site-packages/wmse/datasets/fashion_mnist_sample/t10k-labels-idx1-ubyte.gz"
     damaged = in_docker(None, "wmse", "selfcheck", options=("-v", f"/dev/null:{sample}"))
     assert damaged.returncode == 1
-    assert "damaged" in damaged.stdout
+    assert "FAILED  embedded data" in damaged.stdout
 
 
 def test_the_container_becomes_healthy() -> None:
