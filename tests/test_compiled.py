@@ -34,13 +34,13 @@ def result(process: subprocess.Popen[str]) -> str:
     return out
 
 
-@pytest.mark.parametrize("changed", compiled.SOURCES)
+@pytest.mark.parametrize("changed", compiled.SOURCE_FILES)
 def test_loops_of_another_text_have_another_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
 ) -> None:
     """numba would load a cached function although one that it calls, in another file, has changed."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    for name in compiled.SOURCES:
+    for name in compiled.SOURCE_FILES:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("a = 1")
     monkeypatch.setattr(compiled, "PACKAGE", tmp_path)
@@ -57,7 +57,7 @@ def test_every_module_with_loops_is_in_the_caches_name() -> None:
         for path in compiled.PACKAGE.rglob("*.py")
         if "from numba import" in path.read_text()
     }
-    assert with_loops <= set(compiled.SOURCES)
+    assert with_loops <= set(compiled.SOURCE_FILES)
 
 
 def test_numba_is_not_imported_before_a_loop_is_due(tmp_path: Path) -> None:
