@@ -179,7 +179,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     def refuse(*arguments: Any, **options: Any) -> None:
         raise DataError("the work itself is left out")
 
-    for name in ("build.download", "build.write_arrays", "build.write_listing", "imagenet_mini._write"):
+    for name in ("build.download", "build.write_arrays", "build.write_listing", "imagenet_mini._write_jpegs"):
         monkeypatch.setattr(f"wmse.datasets.{name}", refuse)
     monkeypatch.setattr("wmse.estimate.estimate_runs", refuse)
     monkeypatch.setattr("wmse.selfcheck.selfcheck", lambda *arguments: 0)
