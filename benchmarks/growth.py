@@ -20,6 +20,7 @@ from wmse.losses import wmse_loss_unchecked
 from wmse.runs.folder import RunFolder
 from wmse.runtime import resolve
 from wmse.training import Job, Trainer
+from wmse.whitening import draw_slices
 
 # d, N, images in the data set: one grows, the others stay.
 CASES = [(d, 128, 10_000) for d in (2, 4, 8, 16)] + [(2, n, 10_000) for n in (256, 512, 1024)]
@@ -69,7 +70,8 @@ def _case(device: torch.device, d: int, n: int, images: int) -> tuple[float, flo
         step = _median(lambda: trainer.step(torch.randperm(images)[:n]), device, 7)
         memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident("VmHWM") - resident("RssFile")
     v = torch.randn(d, n, spec.embedding, device=device, requires_grad=True)
-    loss = _median(lambda: wmse_loss_unchecked(v, w_size=spec.w_size)[0].backward(), device, 31)
+    slices = draw_slices(n, spec.w_size).to(device)
+    loss = _median(lambda: wmse_loss_unchecked(v, slices)[0].backward(), device, 31)
     return step, loss, memory
 
 

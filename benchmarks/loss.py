@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from wmse.losses import wmse_loss_unchecked
+from wmse.views.params import on_device
+from wmse.whitening import draw_slices
 
 SHAPES = [(2, 512, 64, 128, 1), (4, 256, 64, 128, 1), (2, 512, 128, 256, 4), (4, 256, 128, 256, 1)]  # d, N, k, w, iter
 
@@ -44,7 +46,7 @@ def measure(device: torch.device) -> list[Table]:
         theirs = WMSELoss(embedding_dim=k, w_size=w_size, w_iter=w_iter, num_samples=d).to(device)
         forward: dict[str, Callable[[], Tensor]] = {
             # Without the check, which the trainer makes a step later without waiting for the device.
-            "ours": lambda: wmse_loss_unchecked(x, w_size=w_size, w_iter=w_iter)[0],
+            "ours": lambda: wmse_loss_unchecked(x, on_device(draw_slices(n, w_size, w_iter), device))[0],
             "loop": lambda: plain_loop(x, w_size, w_iter),
             "lightly": lambda: theirs(x.flatten(0, 1)),
         }

@@ -119,7 +119,7 @@ def test_running_statistics_are_updated_once_per_view() -> None:
 def test_a_step_reaches_every_parameter(label: str) -> None:
     spec = tiny_spec(label)
     method = build_method(spec, 1)
-    out = method([noise(64, 3, 8, 8, seed=i) for i in range(spec.d)], torch.Generator().manual_seed(0))
+    out = method([noise(64, 3, 8, 8, seed=i) for i in range(spec.d)], method.draw(64, seeded()))
     assert out.embeddings.shape == (spec.d, 64, spec.embedding)
     assert not out.embeddings.requires_grad
     assert (out.factorisations is None) == (label == "simclr")

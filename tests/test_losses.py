@@ -19,6 +19,7 @@ from wmse.whitening import (
     WHITENINGS,
     SingularCovarianceError,
     check_factorisations,
+    draw_slices,
     whiten_sub_batches,
 )
 
@@ -187,10 +188,10 @@ def test_the_ablations_have_value_and_gradient_of_the_plain_loop(
 
 def test_without_whitening_there_is_one_untouched_sub_batch_and_no_factorisation() -> None:
     v = views(2, 12, 4)
-    z, info = whiten_sub_batches(v, whitening="identity", w_size=5)
+    z, info = whiten_sub_batches(v, None, "identity")
     assert torch.equal(z.view_as(v), v)
     assert info is None
-    assert whiten_sub_batches(v.bfloat16(), whitening="identity", w_size=5)[0].dtype == torch.float32
+    assert whiten_sub_batches(v.bfloat16(), None, "identity")[0].dtype == torch.float32
 
 
 def test_collapsed_embeddings_cost_nothing_without_whitening_and_raise_with_it() -> None:
@@ -292,12 +293,12 @@ def test_collapsed_embeddings_raise(dtype: torch.dtype) -> None:
 
 def test_the_unchecked_loss_returns_the_state_of_every_factorisation() -> None:
     v = views(3, 32, 4)
-    loss, info = wmse_loss_unchecked(v, w_size=16, w_iter=5, generator=seeded())
+    loss, info = wmse_loss_unchecked(v, draw_slices(32, 16, 5, seeded()))
     assert info.shape == (3, 5, 2)
     assert not info.any()
     assert loss == wmse_loss(v, w_size=16, w_iter=5, generator=seeded())
     v[1] = 0
-    _, info = wmse_loss_unchecked(v, w_size=16, generator=seeded())
+    _, info = wmse_loss_unchecked(v, draw_slices(32, 16))
     assert info.ne(0).flatten(1).all(dim=1).tolist() == [False, True, False]
 
 
@@ -306,7 +307,7 @@ def test_a_singular_sub_batch_is_found_wherever_it_shows(place: int) -> None:
     """Factors of 80 dimensions are found by halves, down to 20."""
     v = views(3, 192, 80)
     v[1, :, place] = 2.0
-    _, info = wmse_loss_unchecked(v, w_size=96, w_iter=2, generator=seeded())
+    _, info = wmse_loss_unchecked(v, draw_slices(192, 96, 2))
     assert info[1].ne(0).all()
     assert not info[[0, 2]].any()
 

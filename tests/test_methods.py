@@ -14,7 +14,7 @@ from builders.runs import tiny_spec
 from builders.tensors import seeded
 from wmse.config import RunSpec, experiments, trained_methods
 from wmse.losses import nt_xent
-from wmse.methods import Method, build_encoder, build_method
+from wmse.methods import Method, StepOutput, build_encoder, build_method
 from wmse.methods.byol import BYOL
 from wmse.whitening import whiten
 
@@ -33,10 +33,15 @@ def built(label: str, **overrides: object) -> tuple[RunSpec, Method]:
     return spec, build_method(spec, 0)
 
 
+def take_step(method: Method, images: list[Tensor], generator: torch.Generator) -> StepOutput:
+    """As the trainer calls a method."""
+    return method(images, method.draw(len(images[0]), generator))
+
+
 @pytest.mark.parametrize("label", LABELS)
 def test_every_row_of_every_experiment_takes_a_step(label: str) -> None:
     spec, method = built(label)
-    output = method(views(spec.d, spec.batch_size), seeded())
+    output = take_step(method, views(spec.d, spec.batch_size), seeded())
     output.loss.backward()
     method.after_step(0.5)
     assert output.loss.isfinite()
@@ -71,7 +76,7 @@ def test_whitened_simclr_contrasts_the_whitened_vectors_of_the_whole_batch(unit:
     method = method.double()
     images = [view.double() for view in views(2, spec.batch_size)]
     reference = copy.deepcopy(method)
-    loss = method(images, seeded(4)).loss
+    loss = take_step(method, images, seeded(4)).loss
     v = reference.head(torch.cat([reference.encoder(view) for view in images])).unflatten(0, (2, -1))
     generator, losses = seeded(4), []
     for _ in range(2):
@@ -110,7 +115,7 @@ def test_byol_equals_a_plain_loop_over_thirty_steps() -> None:
     plain = torch.optim.Adam(parameters, lr=1e-3)
     for step in range(30):
         images = [view.double() for view in views(2, 32, step)]
-        loss = method(images, seeded()).loss
+        loss = take_step(method, images, seeded()).loss
         expected = plain_byol_step(online, predictor, target, images)
         torch.testing.assert_close(loss, expected, rtol=1e-8, atol=0)
         for optimizer, value in ((ours, loss), (plain, expected)):
@@ -157,7 +162,7 @@ def test_the_target_runs_in_train_mode_without_gradient() -> None:
     _, method = built("byol")
     method.train()
     before = copy.deepcopy(dict(method.target.named_buffers()))
-    method(views(2, 32), seeded()).loss.backward()
+    take_step(method, views(2, 32), seeded()).loss.backward()
     assert all(p.grad is None and not p.requires_grad for p in method.target.parameters())
     changed = [name for name, value in method.target.named_buffers() if not torch.equal(value, before[name])]
     assert len(changed) == len(before)
@@ -169,7 +174,7 @@ def test_every_network_of_byol_sees_one_view_at_a_time() -> None:
     for name, module in method.named_modules():
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
             module.register_forward_hook(lambda _, x, __, name=name: sizes.setdefault(name, []).append(len(x[0])))
-    method(views(2, 24), seeded())
+    take_step(method, views(2, 24), seeded())
     assert {tuple(found) for found in sizes.values()} == {(24, 24)}
     assert {name.split(".")[0] for name in sizes} == {"encoder", "head", "predictor", "target"}
 
@@ -180,5 +185,5 @@ def test_the_encoders_batch_norm_sees_one_view_and_the_heads_all_of_them(label: 
     sizes: dict[str, list[int]] = {"encoder": [], "head": []}
     method.encoder.bn1.register_forward_hook(lambda _, x, __: sizes["encoder"].append(len(x[0])))
     method.head[1].register_forward_hook(lambda _, x, __: sizes["head"].append(len(x[0])))
-    method(views(spec.d, 32), seeded())
+    take_step(method, views(spec.d, 32), seeded())
     assert sizes == {"encoder": [32] * spec.d, "head": [32 * spec.d]}

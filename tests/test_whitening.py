@@ -8,6 +8,7 @@ import torch
 from builders.tensors import gaussian, seeded, whiten_one
 from wmse.whitening import (
     SingularCovarianceError,
+    draw_slices,
     inverse_cholesky,
     standardize,
     sub_batches,
@@ -127,7 +128,7 @@ def test_standardised_groups_have_unit_variance_but_keep_their_correlations() ->
 def test_every_iteration_slices_all_images_once_and_alike_for_all_views() -> None:
     d, n, w_iter = 3, 12, 4
     named = torch.arange(n).float().expand(d, n)[:, :, None]  # an "embedding" that names its image
-    sliced = sub_batches(named, w_size=4, w_iter=w_iter, generator=seeded())
+    sliced = sub_batches(named, draw_slices(12, 4, w_iter, seeded()))
     assert sliced.shape == (d, w_iter, 3, 4, 1)
     assert (sliced == sliced[:1]).all()
     orders = sliced[0].reshape(w_iter, n).long()

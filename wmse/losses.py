@@ -13,7 +13,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import cross_entropy
 from torch.nn.functional import normalize as unit_length
 
-from wmse.whitening import at_least_float32, check_factorisations, whiten_sub_batches
+from wmse.whitening import at_least_float32, check_factorisations, draw_slices, whiten_sub_batches
 
 
 def wmse_loss(
@@ -44,29 +44,27 @@ def wmse_loss(
 
     Source: equations 3 to 6 of the paper and its Section 3.1.
     """
-    loss, info = wmse_loss_unchecked(
-        embeddings, w_size=w_size, w_iter=w_iter, normalize=normalize, whitening=whitening, generator=generator
-    )
+    slices = None if whitening == "identity" else draw_slices(embeddings.shape[-2], w_size, w_iter, generator)
+    if slices is not None:
+        slices = slices.to(embeddings.device)
+    loss, info = wmse_loss_unchecked(embeddings, slices, normalize=normalize, whitening=whitening)
     if info is not None:
         check_factorisations(info, w_size, embeddings.shape[-1])
     return loss
 
 
 def wmse_loss_unchecked(
-    embeddings: Tensor,
-    *,
-    w_size: int,
-    w_iter: int = 1,
-    normalize: bool = True,
-    whitening: str = "cholesky",
-    generator: torch.Generator | None = None,
+    embeddings: Tensor, slices: Tensor | None, *, normalize: bool = True, whitening: str = "cholesky"
 ) -> tuple[Tensor, Tensor | None]:
-    """`wmse_loss` without the check: also returns the states of the factorisations (`whiten_sub_batches`)."""
+    """`wmse_loss` of given slices without the check: also returns the states of the factorisations.
+
+    `slices` and the states are those of `whiten_sub_batches`.
+    """
     if embeddings.dim() != 3 or embeddings.shape[0] < 2:
         raise ValueError(f"embeddings must have shape (d >= 2, N, k), got {tuple(embeddings.shape)}")
-    if whitening == "cholesky" and w_size <= embeddings.shape[-1]:
-        raise ValueError(f"w_size ({w_size}) must exceed the embedding size ({embeddings.shape[-1]})")
-    z, info = whiten_sub_batches(embeddings, whitening=whitening, w_size=w_size, w_iter=w_iter, generator=generator)
+    if whitening == "cholesky" and slices is not None and slices.shape[-1] <= embeddings.shape[-1]:
+        raise ValueError(f"w_size ({slices.shape[-1]}) must exceed the embedding size ({embeddings.shape[-1]})")
+    z, info = whiten_sub_batches(embeddings, slices, whitening)
     loss = _UnitPairDistance.apply(z) if normalize else mean_pair_distance(z) / z.shape[-1]
     return loss, info
 

@@ -138,28 +138,27 @@ def standardize(x: Tensor, eps: float = 1e-5) -> Tensor:
         return x * (x.square().mean(dim=-2, keepdim=True) + eps).rsqrt()
 
 
-def sub_batches(embeddings: Tensor, *, w_size: int, w_iter: int, generator: torch.Generator | None = None) -> Tensor:
-    """Slice a batch into random sub-batches (Section 3.1, "batch slicing").
+def draw_slices(n: int, w_size: int, w_iter: int = 1, generator: torch.Generator | None = None) -> Tensor:
+    """Slice a batch of n images into random sub-batches (Section 3.1, "batch slicing").
 
-    Each of the `w_iter` iterations draws one permutation of the N images, shared by all views.
+    Each of the `w_iter` iterations draws one permutation of the images, which all views will share.
 
     Args:
-        embeddings: (d, N, k).
-        generator: a CPU generator of the permutations (the global one if None).
+        generator: a CPU generator (the global one if None): the same seed gives the same slices on every device.
 
     Returns:
-        (d, w_iter, N / w_size, w_size, k)
+        (w_iter, n / w_size, w_size) int64 positions of images, on the CPU.
     """
-    d, n, k = embeddings.shape
     if w_size < 2 or n % w_size:
         raise ValueError(f"the number of images ({n}) must be a multiple of w_size ({w_size}), which is at least 2")
     if w_iter < 1:
         raise ValueError(f"w_iter must be at least 1, got {w_iter}")
-    # Drawn on the CPU: the same seed gives the same slices on every device.
-    order = torch.stack([torch.randperm(n, generator=generator) for _ in range(w_iter)])
-    if embeddings.is_cuda:
-        order = order.pin_memory().to(embeddings.device, non_blocking=True)
-    return _Permutation.apply(embeddings, order).view(d, w_iter, n // w_size, w_size, k)
+    return torch.stack([torch.randperm(n, generator=generator) for _ in range(w_iter)]).view(w_iter, -1, w_size)
+
+
+def sub_batches(embeddings: Tensor, slices: Tensor) -> Tensor:
+    """The sub-batches (d, w_iter, S, w_size, k) of embeddings (d, N, k), given by `slices` as of `draw_slices`."""
+    return _Permutation.apply(embeddings, slices.flatten(1)).unflatten(1, slices.shape)
 
 
 class _Permutation(torch.autograd.Function):
@@ -187,17 +186,14 @@ WHITENINGS = ("cholesky", "batch_norm", "identity")
 
 
 def whiten_sub_batches(
-    embeddings: Tensor,
-    *,
-    whitening: str = "cholesky",
-    w_size: int,
-    w_iter: int = 1,
-    generator: torch.Generator | None = None,
+    embeddings: Tensor, slices: Tensor | None, whitening: str = "cholesky"
 ) -> tuple[Tensor, Tensor | None]:
     """Whiten each random sub-batch of each view alone, or do less than that: the paper's method and its ablations.
 
     Args:
         embeddings: (d, N, k).
+        slices: (w_iter, N / w_size, w_size) positions of images as of `draw_slices`, on the same device; None will do
+            for "identity".
         whitening: "cholesky" is the paper's; "batch_norm" scales each dimension to unit variance but leaves the
             correlations; "identity" returns the embeddings as one untouched sub-batch.
 
@@ -209,7 +205,9 @@ def whiten_sub_batches(
         raise ValueError(f"whitening must be one of {', '.join(WHITENINGS)}, got {whitening!r}")
     if whitening == "identity":
         return at_least_float32(embeddings)[:, None, None], None
-    sliced = sub_batches(embeddings, w_size=w_size, w_iter=w_iter, generator=generator)
+    if slices is None:
+        raise ValueError(f"whitening {whitening!r} needs slices")
+    sliced = sub_batches(embeddings, slices)
     if whitening == "batch_norm":
         return standardize(sliced), None
     return whiten_unchecked(sliced)

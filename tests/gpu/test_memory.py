@@ -29,8 +29,10 @@ def two_steps(spec: RunSpec, runtime: Runtime) -> None:
     shape = spec.batch_size, 3, spec.view_size, spec.view_size
     for _ in range(2):
         views = [torch.rand(shape, device=runtime.device) for _ in range(spec.d)]
+        slices = method.draw(spec.batch_size, torch.Generator())
+        slices = None if slices is None else slices.to(runtime.device)
         with runtime.autocast():
-            output = method([runtime.batch(view) for view in views], torch.Generator())
+            output = method([runtime.batch(view) for view in views], slices)
         optimizer.zero_grad(set_to_none=True)
         output.loss.backward()
         optimizer.step()

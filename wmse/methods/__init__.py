@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from wmse.config import RunSpec, method_class
 from wmse.encoder import Encoder
+from wmse.whitening import draw_slices
 
 
 @dataclass
@@ -47,12 +48,23 @@ class Method(nn.Module):
         self.encoder = encoder
         self.spec = spec
 
-    def forward(self, views: list[Tensor], generator: torch.Generator) -> StepOutput:
-        """The loss of one step.
+    def draw(self, n: int, generator: torch.Generator) -> Tensor | None:
+        """Whatever the method draws for a step on n images, as a tensor on the CPU: the slices, if it whitens.
+
+        Args:
+            generator: a CPU generator of this step's own.
+        """
+        spec = self.spec
+        if spec.resolved_whitening == "identity":
+            return None
+        return draw_slices(n, spec.w_size, spec.w_iter, generator)
+
+    def forward(self, views: list[Tensor], slices: Tensor | None) -> StepOutput:
+        """The loss of one step; nothing in it is random, or known to the host alone.
 
         Args:
             views: d tensors (N, 3, H, W), on the device.
-            generator: a CPU generator of this step's own for whatever the method draws.
+            slices: what `draw` gave for this step, on the device.
         """
         raise NotImplementedError
 

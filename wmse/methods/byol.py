@@ -27,7 +27,7 @@ class BYOL(Method):
         self.predictor = projection_head(spec.embedding, spec.head_hidden, spec.embedding)
         self.target = copy.deepcopy(nn.Sequential(self.encoder, self.head)).requires_grad_(False)
 
-    def forward(self, views: list[Tensor], generator: torch.Generator) -> StepOutput:
+    def forward(self, views: list[Tensor], slices: Tensor | None) -> StepOutput:
         embeddings = [self.head(self.encoder(view)) for view in views]
         predictions = torch.stack([self.predictor(v) for v in embeddings])
         with torch.no_grad():

@@ -24,12 +24,10 @@ class SimCLR(Method):
         head = projection_head(encoder.features, spec.head_hidden, spec.embedding, spec.head_layers)
         self.head = nn.Sequential(*head, nn.BatchNorm1d(spec.embedding))
 
-    def forward(self, views: list[Tensor], generator: torch.Generator) -> StepOutput:
+    def forward(self, views: list[Tensor], slices: Tensor | None) -> StepOutput:
         v = embed(self.encoder, self.head, views)
         spec = self.spec
-        z, info = whiten_sub_batches(
-            v, whitening=spec.resolved_whitening, w_size=spec.w_size, w_iter=spec.w_iter, generator=generator
-        )
+        z, info = whiten_sub_batches(v, slices, spec.resolved_whitening)
         # Every view is sliced by the same permutation, so positives stay side by side.
         losses = [nt_xent(sliced.flatten(1, 2), spec.temperature, spec.normalize) for sliced in z.unbind(1)]
         return StepOutput(torch.stack(losses).mean(), v.detach(), info)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from wmse.config import RunSpec
@@ -19,15 +18,8 @@ class WMSE(Method):
         self.head = projection_head(encoder.features, spec.head_hidden, spec.embedding, spec.head_layers)
         self.collapse_expected = spec.resolved_whitening != "cholesky"  # the ablation shows that collapse
 
-    def forward(self, views: list[Tensor], generator: torch.Generator) -> StepOutput:
+    def forward(self, views: list[Tensor], slices: Tensor | None) -> StepOutput:
         v = embed(self.encoder, self.head, views)
         spec = self.spec
-        loss, info = wmse_loss_unchecked(
-            v,
-            w_size=spec.w_size,
-            w_iter=spec.w_iter,
-            normalize=spec.normalize,
-            whitening=spec.resolved_whitening,
-            generator=generator,
-        )
+        loss, info = wmse_loss_unchecked(v, slices, normalize=spec.normalize, whitening=spec.resolved_whitening)
         return StepOutput(loss, v.detach(), info)

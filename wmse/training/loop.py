@@ -32,6 +32,7 @@ from wmse.training.guard import StepGuard
 from wmse.training.history import EpochRecord, EpochSoFar, Progress, history_csv
 from wmse.training.optim import build_optimizer, learning_rate
 from wmse.training.signals import Stopped, stop_on_signals
+from wmse.views.params import on_device
 
 TRAINING_MEMORY = (
     "Its checkpoints are kept: the same command goes on from them where there is more memory. `precision: bf16` or a "
@@ -140,9 +141,11 @@ class Trainer:
             self.images.prefetch(following)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(spec, step, self.steps_per_epoch)
+        slices = self.method.draw(len(index), stream(spec.seed, "slices", step))
+        slices = None if slices is None else on_device(slices, runtime.device)
         self.method.train()
         with runtime.autocast():
-            output = self.method([runtime.batch(view) for view in views], stream(spec.seed, "slices", step))
+            output = self.method([runtime.batch(view) for view in views], slices)
         self.optimizer.zero_grad(set_to_none=True)
         output.loss.backward()
         self.guard.check(step, output)
