@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 import zipfile
@@ -111,6 +112,23 @@ def test_damaged_zip_is_named(tmp_path):
     path.write_bytes(broken)
     with pytest.raises(DataError, match=r"tiny-imagenet-200\.zip: tiny-imagenet-200/\S+: damaged or truncated"):
         prepare_raw(with_archive(tiny_source(), path), tmp_path)
+
+
+@pytest.mark.parametrize("kept", [1 << 28, 40_000, 0])  # one test batch has 30,730 bytes
+def test_a_tar_in_any_order_is_unpacked_once_as_far_as_its_members_are_kept(tmp_path, monkeypatch, kept):
+    monkeypatch.setattr("wmse.datasets.archives._KEPT", kept)
+    folder = write_cifar("cifar10", "binary", tmp_path / "cifar10/raw")
+    path = tmp_path / "packed/cifar10/raw/cifar-10-binary.tar.gz"
+    path.parent.mkdir(parents=True)
+    with tarfile.open(path, "w:gz") as tar:
+        for file in sorted(folder.iterdir(), reverse=True):  # the first to be read comes last
+            tar.add(file, f"{folder.name}/{file.name}")
+    rewinds = []
+    rewind = gzip._GzipReader._rewind
+    monkeypatch.setattr(gzip._GzipReader, "_rewind", lambda reader: (rewinds.append(1), rewind(reader)))
+    packed = prepare_raw(with_archive(cifar_source("cifar10"), path), tmp_path / "packed")
+    assert (not rewinds) == (kept == 1 << 28)
+    assert packed.digest == prepare_raw(cifar_source("cifar10"), tmp_path).digest
 
 
 def test_archive_members_are_read_in_place(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 from pathlib import Path
@@ -115,6 +116,19 @@ def test_wrong_file_digest_names_file_expected_and_found(tmp_path):
     write_cifar("cifar10", "binary", tmp_path / "cifar10/raw")
     with pytest.raises(DataError, match=r"data_batch_1\.bin: md5 is \w{32}, expected 5dd7e06a14cb22eb9f671a540d1b7c25"):
         prepare_raw(SOURCES["cifar10"], tmp_path)
+
+
+def test_a_wrong_digest_is_what_is_said_whatever_else_is_wrong_and_leaves_nothing(tmp_path):
+    folder = write_cifar("cifar10", "python", tmp_path / "cifar10/raw")
+    small = cifar_source("cifar10")
+    python = dataclasses.replace(small.archives[0], files=SOURCES["cifar10"].archives[0].files)
+    source = dataclasses.replace(small, archives=(python,))
+    for content in (None, b"no pickle", pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [0]})):
+        if content:
+            put(folder / "test_batch", content)
+        with pytest.raises(DataError, match=r"data_batch_1: md5 is \w{32}, expected c99cafc1"):
+            prepare_raw(source, tmp_path)
+        assert list((tmp_path / "cifar10/prepared").iterdir()) == []
 
 
 def test_wrong_archive_names_file_expected_and_found(tmp_path):

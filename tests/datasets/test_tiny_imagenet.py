@@ -9,7 +9,7 @@ from builders.raw import WNIDS, jpeg, pack, prepare_raw, tiny_source, with_archi
 from wmse.errors import DataError
 
 
-def test_tiny_imagenet(tmp_path):
+def test_tiny_imagenet(tmp_path, monkeypatch):
     folder = write_tiny(tmp_path / "tiny_imagenet/raw")
     data = prepare_raw(tiny_source(), tmp_path)
     assert data["train"].labels.tolist() == [0, 0, 1, 1, 2, 2]
@@ -18,6 +18,8 @@ def test_tiny_imagenet(tmp_path):
     np.testing.assert_allclose(data["train"].images.mean(axis=(2, 3))[:4, 0], [0, 20, 80, 100], atol=3)
     np.testing.assert_allclose(data["train"].images.mean(axis=(2, 3))[5], 90, atol=1)  # grey became RGB
     np.testing.assert_allclose(data["test"].images.mean(axis=(2, 3))[:, 0], [0, 50, 100], atol=3)
+    monkeypatch.setattr("wmse.datasets.tiny_imagenet._CHUNK", 2)
+    monkeypatch.setattr("wmse.datasets.tiny_imagenet._AHEAD", 2)
     packed = tmp_path / "zip/tiny_imagenet/raw/tiny-imagenet-200.zip"
     packed.parent.mkdir(parents=True)
     pack(folder, packed)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import re
 import shutil
 import stat
@@ -15,6 +16,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
@@ -28,7 +30,12 @@ _UNEXPECTED = (NotImplementedError, RuntimeError, ValueError, LookupError, Arith
 _EXTRA_HEADER = 1 << 16
 _EXTRA_TYPES = (*tarfile.GNU_TYPES, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _PADDING = 1 << 20  # The most bytes after the last member of a tar, whose last record is filled up.
+_KEPT = 1 << 28  # The most bytes of members that are kept in memory; all of CIFAR has 186 MB.
 _CLASS_TAR = re.compile(r"n\d{8}\.tar", re.ASCII)
+
+
+# A file in an archive: its name, its size in bytes, and what opens it.
+Member = tuple[str, int, Callable[[], IO[bytes]]]
 
 
 class RawFiles(Protocol):
@@ -81,35 +88,24 @@ class FolderFiles(RawFiles):
             raise DataError(f"{path}: this file of the official folder is missing")
         return path.stat().st_size
 
-    @contextlib.contextmanager
-    def open(self, name: str) -> Iterator[IO[bytes]]:
+    def open(self, name: str) -> IO[bytes]:
         self.size(name)
-        with open(self.root / name, "rb") as file:
-            yield file
+        return open(self.root / name, "rb")
 
 
 class ArchiveFiles(RawFiles):
-    """An official tar or zip archive: an index of its safe `members`, of which `open_member` opens one.
+    """An official tar or zip archive: an index of its safe `members`, those of a zip for several threads at a time."""
 
-    `members` gives name, size in bytes and what `open_member` takes. Those of a zip may be opened by several threads.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        archive: Archive,
-        members: Iterable[tuple[str, int, Any]],
-        open_member: Callable[[Any], IO[bytes]],
-    ) -> None:
-        self.path, self.form, self._open_member = path, archive.form, open_member
+    def __init__(self, path: Path, archive: Archive, members: Iterable[Member]) -> None:
+        self.path, self.form = path, archive.form
         self._prefix = archive.folder + "/" if archive.folder else ""
-        self._members: dict[str, tuple[int, Any]] = {}
+        self._members: dict[str, tuple[int, Callable[[], IO[bytes]]]] = {}
         self._folders: dict[str, list[str]] = {}
-        for name, size, member in members:
+        for name, size, opened in members:
             relative = name.removeprefix("./")
             if relative.startswith(self._prefix):
                 relative = relative.removeprefix(self._prefix)
-                self._members[relative] = size, member
+                self._members[relative] = size, opened
                 folder, _, base = relative.rpartition("/")
                 self._folders.setdefault(folder, []).append(base)
 
@@ -127,7 +123,7 @@ class ArchiveFiles(RawFiles):
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
         self.size(name)
-        with _readable(self.where(name)), self._open_member(self._members[name][1]) as file:
+        with _readable(self.where(name)), self._members[name][1]() as file:
             yield file
 
 
@@ -145,11 +141,10 @@ def open_raw(path: Path, archive: Archive) -> Iterator[RawFiles]:
         with _readable(path):
             if path.suffix == ".zip":
                 file = opened.enter_context(zipfile.ZipFile(path))
-                files = ArchiveFiles(path, archive, checked_zip_members(file, path, limit), file.open)
+                files = ArchiveFiles(path, archive, checked_zip_members(file, path, limit))
             else:
                 tar = opened.enter_context(open_tar(path, limit))
-                members = ((m.name, m.size, m) for m in checked_members(tar, path, limit) if m.isfile())
-                files = ArchiveFiles(path, archive, members, tar.extractfile)
+                files = ArchiveFiles(path, archive, _tar_members(tar, path, limit))
         yield files
 
 
@@ -214,8 +209,20 @@ def checked_members(tar: tarfile.TarFile, path: Path, limit: int) -> Iterator[ta
         yield member
 
 
-def checked_zip_members(file: zipfile.ZipFile, path: Path, limit: int) -> Iterator[tuple[str, int, zipfile.ZipInfo]]:
-    """Yield name, size and entry of the files in a zip archive; DataError as `checked_members`."""
+def _tar_members(tar: tarfile.TarFile, path: Path, limit: int) -> Iterator[Member]:
+    """The files in `tar`, read at once as far as they fit: what is gzipped would be unpacked again for each of them."""
+    room = _KEPT
+    for member in checked_members(tar, path, limit):
+        if member.isfile() and member.size <= room:
+            room -= member.size
+            with tar.extractfile(member) as file:
+                yield member.name, member.size, partial(io.BytesIO, file.read(member.size))
+        elif member.isfile():
+            yield member.name, member.size, partial(tar.extractfile, member)
+
+
+def checked_zip_members(file: zipfile.ZipFile, path: Path, limit: int) -> Iterator[Member]:
+    """Yield the files in a zip archive; DataError as `checked_members`."""
     total = 0
     for member in file.infolist():
         _check_name(path, member.filename)
@@ -227,7 +234,7 @@ def checked_zip_members(file: zipfile.ZipFile, path: Path, limit: int) -> Iterat
         total += member.file_size
         _check_total(path, member.filename, total, limit)
         if not member.is_dir():
-            yield member.filename, member.file_size, member
+            yield member.filename, member.file_size, partial(file.open, member)
 
 
 def extract_class_tars(path: Path, target: Path, wanted: Iterable[str] | None, log: Log) -> None:

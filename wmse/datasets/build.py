@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +89,16 @@ def _verify_file(path: Path, name: str, digest: str) -> dict[str, Any]:
 def _prepare_arrays(source: Source, data_root: Path, allowed: bool, log: Log) -> None:
     raw = (data_root / source.name / "raw").absolute()
     path, archive = next(placed_raw(source, raw), None) or _download_any(source, raw, allowed, log)
-    log(f"{source.name}: checking {path}")
-    checked = verify_raw(path, archive)
-    log(f"{source.name}: reading {path}")
+    log(f"{source.name}: checking and reading {path}")
     total = sum(source.rows(name) for name in source.arrays())
-    with open_raw(path, archive) as files, progress_bar(total, "images", source.name) as bar:
-        write_arrays(source, data_root, source.parse(source, files), checked, str(path), bar.update)
+    with ThreadPoolExecutor(1) as pool, progress_bar(total, "images", source.name) as bar:
+        checked = pool.submit(verify_raw, path, archive)
+        try:
+            with open_raw(path, archive) as files:
+                write_arrays(source, data_root, source.parse(source, files), checked.result, str(path), bar.update)
+        except Exception:
+            checked.result()  # a file that is not the published one explains every other error
+            raise
 
 
 def _download_any(source: Source, raw: Path, allowed: bool, log: Log) -> tuple[Path, Archive]:

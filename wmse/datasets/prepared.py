@@ -21,6 +21,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -192,34 +193,38 @@ def write_arrays(
     source: Source,
     data_root: Path,
     chunks: Iterable[Chunk],
-    raw_files: list[dict[str, Any]],
+    raw_files: Callable[[], list[dict[str, Any]]],
     origin: str,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> None:
-    """Store the chunks of a parser; memory use stays at one chunk plus the labels.
+    """Store the chunks of a parser; memory use stays at two chunks plus the labels.
 
-    `raw_files` describes the files that were read, `origin` is shown in messages, `advance` is called with the number
-    of rows of every stored chunk. Raises DataError if the numbers of images are not the published ones.
+    `raw_files` is called after the last chunk; it describes the files that were read, or raises DataError if they are
+    not the published ones. `origin` is shown in messages, `advance` is called with the number of rows of every stored
+    chunk. Raises DataError if the numbers of images are not the published ones.
     """
     folder = _fresh_folder(source, data_root)
     side = source.image_size
     _check_space(source, folder, sum(source.rows(name) for name in source.arrays()) * 3 * side * side)
     stored: dict[str, dict[str, Any]] = {}
     with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(1))
         writers: dict[str, _ArrayWriter] = {}
         for name in source.arrays():
             path = stack.enter_context(atomic_path(folder / f"{name}-images.npy"))
-            writers[name] = _ArrayWriter(path, (source.rows(name), 3, side, side), f"{origin}: {source.name} {name}")
+            shape = (source.rows(name), 3, side, side)
+            writers[name] = _ArrayWriter(path, shape, f"{origin}: {source.name} {name}", pool)
         for name, images, labels in chunks:
             writers[name].append(images, labels)
             advance(len(images))
+        checked = raw_files()
         for name, writer in writers.items():
             check_counts(source, name, writer.all_labels(), origin)
             stored[name] = {"shape": list(writer.shape), "images_sha256": writer.close()}
     for name, writer in writers.items():
         stored[name] |= {"images": f"{name}-images.npy", **_store_labels(folder, name, writer.all_labels())}
         stored[name]["images_bytes"] = (folder / stored[name]["images"]).stat().st_size
-    _write_manifest(source, folder, stored, raw_files, key="images_sha256")
+    _write_manifest(source, folder, stored, checked, key="images_sha256")
 
 
 def write_listing(source: Source, data_root: Path, listing: Listing) -> None:
@@ -248,17 +253,19 @@ def write_listing(source: Source, data_root: Path, listing: Listing) -> None:
 
 
 class _ArrayWriter:
-    """Fills one `.npy` file from front to back and hashes what goes in.
+    """Fills one `.npy` file from front to back; `pool` hashes what goes in, beside whatever makes the next block.
 
     With plain writes: through a memory map, a disk that is full would kill the process (SIGBUS).
     """
 
-    def __init__(self, path: Path, shape: tuple[int, ...], what: str) -> None:
+    def __init__(self, path: Path, shape: tuple[int, ...], what: str, pool: ThreadPoolExecutor) -> None:
         self.shape = shape
         self._what = what
         self._file = open(path, "wb")  # noqa: SIM115 (closed by close())
         np.lib.format.write_array_header_1_0(self._file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        self._pool = pool
         self._hash = hashlib.sha256()
+        self._hashing = pool.submit(self._hash.update, b"")
         self._filled = 0
         self._labels: list[np.ndarray] = []
 
@@ -270,8 +277,9 @@ class _ArrayWriter:
         if images.dtype != np.uint8 or images.shape[1:] != self.shape[1:] or len(images) != len(labels):
             raise DataError(f"{self._what}: images of shape {images.shape}, expected (n, {self.shape[1:]})")
         block = np.ascontiguousarray(images)
+        self._hashing.result()  # blocks that wait would fill the memory
+        self._hashing = self._pool.submit(self._hash.update, block)
         self._file.write(block)
-        self._hash.update(block)
         self._labels.append(labels.astype(np.int64))
         self._filled = stop
 
@@ -282,6 +290,7 @@ class _ArrayWriter:
     def close(self) -> str:
         """Close the file and return the sha256 of the pixels."""
         self._file.close()
+        self._hashing.result()
         return self._hash.hexdigest()
 
 

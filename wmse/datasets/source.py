@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 UNLABELED = -1  # The label of an image that has none.
 
 Log = Callable[[str], None]
-# What a parser yields at a time: name of the stored array, uint8 images (n, 3, H, W), int64 labels (n,).
+# What a parser yields at a time, and changes no more: name of the stored array, uint8 images (n, 3, H, W), int64 labels
+# (n,).
 Chunk = tuple[str, np.ndarray, np.ndarray]
 
 

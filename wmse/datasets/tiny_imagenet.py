@@ -9,9 +9,9 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
@@ -21,7 +21,8 @@ from wmse.datasets.source import Archive, Chunk, Rows, Source
 from wmse.errors import DataError
 
 _SIDE = 64
-_CHUNK = 1000  # Images are decoded and handed on in blocks of this many.
+_CHUNK = 100  # Images are decoded and handed on in blocks of this many.
+_AHEAD = 16  # The most blocks that are decoded before they are asked for: 20 MB.
 _LARGEST = 1 << 22  # The most bytes of a list or an image; the longest list has 330 kB.
 _WNID = re.compile(r"n\d{8}", re.ASCII)
 
@@ -83,15 +84,21 @@ def _validation_files(files: RawFiles, wnids: list[str], per_class: int) -> list
 
 
 def _decode_all(files: RawFiles, array: str, items: list[tuple[str, int]], pool: ThreadPoolExecutor) -> Iterator[Chunk]:
-    for start in range(0, len(items), _CHUNK):
-        chunk = items[start : start + _CHUNK]
-        images = np.stack(list(pool.map(lambda item: _decode(files, item[0]), chunk)))
-        yield array, images.transpose(0, 3, 1, 2), np.array([label for _, label in chunk])
+    waiting = deque(items[start : start + _CHUNK] for start in range(0, len(items), _CHUNK))
+    begun: deque[Future[tuple[np.ndarray, np.ndarray]]] = deque()
+    while waiting or begun:
+        while waiting and len(begun) < _AHEAD:
+            begun.append(pool.submit(_decode, files, waiting.popleft()))
+        yield array, *begun.popleft().result()
 
 
-def _decode(files: RawFiles, name: str) -> np.ndarray:
-    """One JPEG file as uint8 (64, 64, 3); grey ones (about 2 %) become RGB."""
-    return decode_image(io.BytesIO(files.read(name, _LARGEST)), files.where(name), (_SIDE, _SIDE))
+def _decode(files: RawFiles, items: list[tuple[str, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """JPEG files as uint8 (n, 3, 64, 64), and their labels (n,); grey ones (about 2 %) become RGB."""
+    images = np.empty((len(items), 3, _SIDE, _SIDE), np.uint8)
+    for image, (name, _) in zip(images, items, strict=True):
+        decoded = decode_image(io.BytesIO(files.read(name, _LARGEST)), files.where(name), (_SIDE, _SIDE))
+        image[...] = decoded.transpose(2, 0, 1)
+    return images, np.array([label for _, label in items])
 
 
 _TRAIN = Rows("train", 0, 100_000, 500)
