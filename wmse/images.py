@@ -42,19 +42,31 @@ def view_recipe(spec: RunSpec, source: Source) -> ViewRecipe:
     )
 
 
-def open_images(split: Split, source: Source, spec: RunSpec, device: torch.device) -> ArrayImages | FileImages:
-    """The images of a split, in whichever form the benchmark is prepared; `close` ends their threads."""
+def open_images(
+    split: Split, source: Source, spec: RunSpec, device: torch.device, replayed: bool = False
+) -> ArrayImages | FileImages:
+    """The images of a split, in whichever form the benchmark is prepared; `close` ends their threads.
+
+    replayed: as for `make_view`, where images of one size let it pay: a graph would serve one padded batch of files.
+    """
     recipe = view_recipe(spec, source)
     if source.streamed:
         return FileImages(split.paths, recipe, spec.eval_resize, device)
-    return ArrayImages(split.images, recipe, spec.eval_resize, device)
+    return ArrayImages(split.images, recipe, spec.eval_resize, device, replayed)
 
 
 class ArrayImages:
     """Images of one size in one uint8 array (n, 3, h, w)."""
 
-    def __init__(self, images: np.ndarray, recipe: ViewRecipe, eval_resize: int, device: torch.device) -> None:
-        self.recipe, self.device = recipe, device
+    def __init__(
+        self,
+        images: np.ndarray,
+        recipe: ViewRecipe,
+        eval_resize: int,
+        device: torch.device,
+        replayed: bool = False,
+    ) -> None:
+        self.recipe, self.device, self.replayed = recipe, device, replayed
         self.resize = eval_resize or recipe.size
         with warnings.catch_warnings():
             # torch knows no read-only memory and says so; these images are only ever read.
@@ -74,7 +86,7 @@ class ArrayImages:
         images = on_device(self.images[on_device(index, self.images.device)], self.device)
         h, w = images.shape[-2:]
         drawn = [draw_params(len(index), h, w, self.recipe, stream(seed, "views", step, view)) for view in range(d)]
-        return [make_view(images, self.recipe, params) for params in drawn]
+        return [make_view(images, self.recipe, params, replayed=self.replayed) for params in drawn]
 
     def plain(self, batch: int = 1000) -> Iterator[Tensor]:
         """The un-augmented, normalised view of every image in order: tensors (<= batch, 3, H, W) on the device."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from builders.data import make_images
 from builders.runs import EVERY_STEP, Double, make_job, tiny_spec
@@ -144,3 +146,77 @@ def test_the_memory_of_a_step_is_what_was_counted(tmp_path: Path, deterministic:
     trainer.guard.flush()
     # What is not counted, such as workspaces of cuDNN, makes the real peak larger.
     assert 0.5 < counted / (torch.cuda.max_memory_allocated() - before) < 1.05
+
+
+# --- compile
+
+
+COMPILED = replace(DOUBLE_GPU, compile=True)
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """Nothing is compiled before and after."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("blur_p", [0.0, 0.5])
+def test_replayed_views_are_the_same_to_the_bit(blur_p: float, fresh: None) -> None:
+    recipe = ViewRecipe(24, crop_scale=(0.08, 1.0), grayscale_p=0.2, blur_p=blur_p, mean=(0.4, 0.5, 0.6))
+    images = natural(16, 32, 40)
+    resident = images.cuda()
+    for step in range(5):
+        torch.compiler.cudagraph_mark_step_begin()
+        drawn = [draw_params(16, 32, 40, recipe, seeded(2 * step + view)) for view in range(2)]
+        found = [make_view(resident, recipe, params, replayed=True) for params in drawn]
+        for view, params in zip(found, drawn, strict=True):
+            assert torch.equal(view.cpu(), make_view(images, recipe, params))
+
+
+@pytest.mark.parametrize("label", METHODS)
+def test_a_compiled_step_has_the_loss_and_gradient_of_another_and_compiles_once(
+    label: str, data: ArrayDataset, tmp_path: Path, fresh: None
+) -> None:
+    spec = tiny_spec(label, width=16)
+    plain, compiled = (Trainer(make_job(spec, data, tmp_path, runtime)) for runtime in (DOUBLE_GPU, COMPILED))
+    for step in range(5):  # recorded in the first ones, replayed in the others
+        index = torch.arange(64) + step
+        expected = plain.step(index)
+        with torch.compiler.set_stance("default" if step == 0 else "fail_on_recompile"):
+            found = compiled.step(index)
+        torch.testing.assert_close(found.loss, expected.loss, rtol=1e-5, atol=0)
+        gradients = [[p.grad for p in t.method.parameters() if p.grad is not None] for t in (compiled, plain)]
+        for gradient, other in zip(*gradients, strict=True):
+            assert (gradient - other).norm() <= 1e-5 * max(other.norm(), 1e-9)
+
+
+def test_a_compiled_step_has_a_tenth_of_the_launches(
+    data: ArrayDataset, tmp_path: Path, gpu: Runtime, fresh: None
+) -> None:
+    launches = {}
+    for compiled in (False, True):
+        trainer = Trainer(make_job(tiny_spec(), data, tmp_path, replace(gpu, compile=compiled)))
+        for _ in range(5):
+            trainer.step(torch.arange(64))
+        torch.cuda.synchronize()
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+            trainer.step(torch.arange(64))
+            torch.cuda.synchronize()
+        calls = profiler.key_averages()
+        launches[compiled] = sum(call.count for call in calls if "Launch" in call.key and call.key.startswith("cu"))
+    print(f"launches of a step: {launches[False]}, compiled {launches[True]}")
+    assert launches[True] < launches[False] / 10
+
+
+def test_a_compiled_run_is_resumed(data: ArrayDataset, tmp_path: Path, gpu: Runtime, fresh: None) -> None:
+    runtime, spec = replace(gpu, compile=True), tiny_spec()
+    stopped = Trainer(make_job(spec, data, tmp_path / "stopped", runtime, checkpoints=EVERY_STEP))
+    stopped.stop = lambda: signal.SIGTERM if stopped.progress.step == 4 else None
+    with pytest.raises(Stopped):
+        stopped.run()
+    resumed = Trainer(make_job(spec, data, tmp_path / "stopped", runtime, checkpoints=EVERY_STEP)).run()
+    straight = Trainer(make_job(spec, data, tmp_path / "straight", runtime)).run()
+    assert [record.step for record in resumed] == [record.step for record in straight]
+    assert [record.loss for record in resumed] == pytest.approx([record.loss for record in straight], rel=1e-2)

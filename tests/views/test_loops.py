@@ -15,7 +15,7 @@ from torch import Tensor
 from builders.tensors import seeded
 from wmse.views import ViewParams, ViewRecipe, draw_params, make_view
 from wmse.views.loops import rotate_hue, view_by_loops
-from wmse.views.tensors import shift_hue, view_by_tensors
+from wmse.views.tensors import hue_table, shift_hue, view_by_tensors
 
 RECIPE = ViewRecipe(size=24, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 RECIPES = {
@@ -79,7 +79,7 @@ def test_so_it_is_for_images_of_any_sizes(n: int, h: int, w: int, size: int, nam
 def test_the_hue_of_every_colour_of_a_grid_is_the_tensors() -> None:
     grid = torch.cartesian_prod(*3 * [torch.arange(0, 256, 5)]).to(torch.uint8).T.contiguous()
     for shift in (-0.5, -0.013, 0.1, 0.4):
-        expected = shift_hue(grid.float()[None, :, None], torch.full((1, 1, 1), shift))[0, :, 0]
+        expected = shift_hue(grid.float()[None, :, None], torch.full((1, 1, 1), shift), hue_table("cpu"))[0, :, 0]
         r, g, b = grid.numpy().copy()
         rotate_hue(r, g, b, len(r), np.float32(shift))
         assert np.array_equal(np.stack([r, g, b]), expected.numpy())

@@ -17,14 +17,20 @@ from wmse.views import normalize, resize_center_crop
 from wmse.views.params import BRIGHTNESS, CONTRAST, HUE, SATURATION, draw_crops
 from wmse.views.tensors import (
     TABLE_LIMIT,
+    axis_taps,
     bicubic_taps,
+    blur_weights,
     color_jitter,
     crop_matrix,
+    crop_taps,
     gaussian_blur,
+    hue_table,
     resized_crop,
     shift_hue,
     to_gray,
 )
+
+CPU = torch.device("cpu")
 
 # --- geometry ---------------------------------------------------------------------------------------------------------
 
@@ -40,6 +46,10 @@ CROPS = [  # height, width, box, size: the same size, up, down, not square, and 
 ]
 
 
+def crop(images: Tensor, box: Tensor, size: int, flip: Tensor | None = None) -> Tensor:
+    return resized_crop(images.float(), crop_taps(box, images.shape[-2:], size, CPU), flip)
+
+
 @pytest.mark.parametrize(("height", "width", "box", "size"), CROPS)
 @pytest.mark.parametrize("mirror", [False, True])
 def test_resized_crop_is_pils(height: int, width: int, box: tuple[int, ...], size: int, mirror: bool) -> None:
@@ -49,7 +59,7 @@ def test_resized_crop_is_pils(height: int, width: int, box: tuple[int, ...], siz
         image = F.resized_crop(image, *box, [size, size], InterpolationMode.BICUBIC)
         return F.hflip(image) if mirror else image
 
-    found = resized_crop(images.float(), torch.tensor([box] * 4), size, torch.tensor([mirror] * 4))
+    found = crop(images, torch.tensor([box] * 4), size, torch.tensor([mirror] * 4))
     assert_pils(found, with_pil(images, reference))
 
 
@@ -57,7 +67,7 @@ def test_overshoot_is_clipped_between_the_two_passes_as_pil_does() -> None:
     images = 255 * torch.randint(0, 2, (4, 3, 16, 16), dtype=torch.uint8, generator=seeded())
     box = (2, 1, 9, 13)
     expected = with_pil(images, lambda image: F.resized_crop(image, *box, [32, 32], InterpolationMode.BICUBIC))
-    assert_pils(resized_crop(images.float(), torch.tensor([box] * 4), 32), expected)
+    assert_pils(crop(images, torch.tensor([box] * 4), 32), expected)
 
 
 def test_the_evaluations_resize_clips_between_the_passes_too() -> None:
@@ -76,17 +86,17 @@ def test_each_image_has_its_own_box_and_flip() -> None:
     images = natural(7, 40, 50)
     boxes = draw_crops(7, 40, 50, (0.1, 1.0), (0.5, 2.0), seeded())
     flip = torch.tensor([True, False, True, True, False, False, True])
-    together = resized_crop(images.float(), boxes, 16, flip)
+    together = crop(images, boxes, 16, flip)
     for i in range(7):
-        alone = resized_crop(images[i : i + 1].float(), boxes[i : i + 1], 16)
+        alone = crop(images[i : i + 1], boxes[i : i + 1], 16)
         expected = alone.flip(3) if flip[i] else alone
         torch.testing.assert_close(together[i : i + 1], expected, rtol=0, atol=1e-6)
 
 
 def test_no_flip_is_the_default() -> None:
-    images, box = natural(2, 20, 20).float(), torch.tensor([[1, 2, 15, 12]] * 2)
-    unflipped = resized_crop(images, box, 16, torch.zeros(2, dtype=torch.bool))
-    torch.testing.assert_close(resized_crop(images, box, 16), unflipped, rtol=0, atol=0)
+    images, box = natural(2, 20, 20), torch.tensor([[1, 2, 15, 12]] * 2)
+    unflipped = crop(images, box, 16, torch.zeros(2, dtype=torch.bool))
+    torch.testing.assert_close(crop(images, box, 16), unflipped, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("in_size", "out_size"), [(32, 32), (20, 33), (50, 16), (128, 8), (300, 64), (1100, 8)])
@@ -95,7 +105,7 @@ def test_the_matrix_of_a_crop_holds_the_weights_of_its_length(in_size: int, out_
     length = torch.randint(1, in_size + 1, (60,), generator=seeded())
     length[:2] = torch.tensor([1, in_size])
     start = (torch.rand(60, generator=seeded(1)) * (in_size - length + 1)).long()
-    matrix = crop_matrix(start, length, in_size, out_size, torch.device("cpu"))
+    matrix = crop_matrix(axis_taps(start, length, in_size, out_size, CPU), in_size)
     assert (in_size <= TABLE_LIMIT) == (matrix.dtype == torch.float32)
     for row, begin, pixels in zip(matrix, start.tolist(), length.tolist(), strict=True):
         first, weights = bicubic_taps(torch.tensor([pixels]), out_size)
@@ -130,16 +140,16 @@ def test_blur_is_pils_on_images_and_on_noise_up_to_the_edges(sigma: float, size:
     noise = 255 * torch.randint(0, 2, (2, 3, size, size), dtype=torch.uint8, generator=seeded())
     images = torch.cat([natural(2, size, size), noise])
     expected = with_pil(images, lambda image: image.filter(ImageFilter.GaussianBlur(sigma)))
-    assert_pils(gaussian_blur(images.float(), torch.full((4,), sigma)), expected)
+    assert_pils(gaussian_blur(images.float(), blur_weights(torch.full((4,), sigma), size, CPU)), expected)
 
 
 def test_each_image_is_blurred_by_its_own_sigma_and_not_at_all_by_zero() -> None:
     images = natural(3, 32, 32).float()
     sigma = torch.tensor([1.7, 0.0, 0.6])
-    blurred = gaussian_blur(images, sigma)
+    blurred = gaussian_blur(images, blur_weights(sigma, 32, CPU))
     torch.testing.assert_close(blurred[1], images[1], rtol=0, atol=0)
     for i in (0, 2):
-        alone = gaussian_blur(images[i : i + 1], sigma[i : i + 1])[0]
+        alone = gaussian_blur(images[i : i + 1], blur_weights(sigma[i : i + 1], 32, CPU))[0]
         torch.testing.assert_close(blurred[i], alone, rtol=0, atol=1e-6)
         assert (blurred[i] - images[i]).abs().max() > 0.02
 
@@ -147,12 +157,17 @@ def test_each_image_is_blurred_by_its_own_sigma_and_not_at_all_by_zero() -> None
 # --- colour -----------------------------------------------------------------------------------------------------------
 
 
+def jitter(images: Tensor, factors: Tensor, order: Tensor) -> Tensor:
+    pixels = torch.full((len(images),), images[0, 0].numel())
+    return color_jitter(images, factors, order, pixels, hue_table("cpu"))
+
+
 def jitter_one(images: Tensor, operation: int, factor: float) -> Tensor:
     """Colour jitter whose other three operations do nothing."""
     n = len(images)
     factors = torch.tensor(IDENTITY).repeat(n, 1)
     factors[:, operation] = factor
-    return color_jitter(images.float(), factors, torch.arange(4).repeat(n, 1))
+    return jitter(images.float(), factors, torch.arange(4).repeat(n, 1))
 
 
 @pytest.mark.parametrize("operation", [BRIGHTNESS, CONTRAST, SATURATION])
@@ -188,7 +203,7 @@ def test_gray_is_pils() -> None:
 
 def test_hue_leaves_gray_alone() -> None:
     gray = natural(2, 8, 8).float()[:, :1].expand(-1, 3, -1, -1)
-    torch.testing.assert_close(shift_hue(gray, torch.full((2, 1, 1), 0.3)), gray, rtol=0, atol=0)
+    torch.testing.assert_close(shift_hue(gray, torch.full((2, 1, 1), 0.3), hue_table("cpu")), gray, rtol=0, atol=0)
 
 
 def test_the_jitter_follows_each_images_own_order_of_operations() -> None:
@@ -201,7 +216,7 @@ def test_the_jitter_follows_each_images_own_order_of_operations() -> None:
             image = ADJUST[operation](image, factors[operation])
         return image
 
-    found = color_jitter(images.float(), torch.tensor(factors).repeat(24, 1), orders)
+    found = jitter(images.float(), torch.tensor(factors).repeat(24, 1), orders)
     expected = with_pil(images, reference, list(orders))
     assert_pils(found, expected)
     apart = [(a - b).abs().max().item() for a, b in combinations(found, 2)]
@@ -211,14 +226,14 @@ def test_the_jitter_follows_each_images_own_order_of_operations() -> None:
 def test_the_identity_factors_change_no_bit() -> None:
     images = natural(24, 16, 16).float()
     orders = torch.tensor(list(permutations(range(4))))
-    jittered = color_jitter(images.clone(), torch.tensor(IDENTITY).repeat(24, 1), orders)
+    jittered = jitter(images.clone(), torch.tensor(IDENTITY).repeat(24, 1), orders)
     torch.testing.assert_close(jittered, images, rtol=0, atol=0)
 
 
 def test_jitter_does_not_write_into_its_input() -> None:
     images = natural(8, 16, 16).float()
     before = images.clone()
-    color_jitter(images, torch.tensor([[1.0, 1.0, 1.0, 0.2]]).repeat(8, 1), torch.tensor([[3, 0, 1, 2]]).repeat(8, 1))
+    jitter(images, torch.tensor([[1.0, 1.0, 1.0, 0.2]]).repeat(8, 1), torch.tensor([[3, 0, 1, 2]]).repeat(8, 1))
     assert torch.equal(images, before)
 
 

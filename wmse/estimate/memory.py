@@ -23,7 +23,7 @@ MEMORY_NOTE = (
     "GB: 10^9 bytes of all tensors at the peak of a training step: parameters, optimiser, activations, gradients, "
     "views, and the images, which stay on the GPU if half of its free memory holds them. From shapes and types, "
     "in bf16 unless the run has another precision. Not counted: the CUDA context and the libraries (about 0.5 GB), "
-    "workspaces of single operations, fragmentation, the evaluation."
+    "workspaces of single operations, fragmentation, the evaluation, what `compile` changes."
 )
 
 

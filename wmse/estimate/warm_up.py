@@ -179,7 +179,7 @@ class WarmUp:
         return ArraySplit(labels, paths=[paths[i % distinct] for i in range(n)])
 
     def step(self, spec: RunSpec) -> Cost:
-        """A training step, per image."""
+        """A training step, per image; never compiled."""
         whitens = spec.resolved_whitening != "identity"
 
         def build(size: int) -> Task:
@@ -190,7 +190,9 @@ class WarmUp:
                 part = replace(part, w_size=size, embedding=min(spec.embedding, size // 2))
             split = self.images(spec.benchmark, size)
             data = ArrayDataset(pretrain=split, train=split, test=split)
-            trainer = Trainer(Job(part, data, RunFolder(self.folder), self.runtime(spec), progress_bar=False))
+            # A compilation would take longer than the warm-up.
+            runtime = replace(self.runtime(spec), compile=False)
+            trainer = Trainer(Job(part, data, RunFolder(self.folder), runtime, progress_bar=False))
             opened.callback(trainer.close)
             index = torch.arange(size)
             return lambda: trainer.step(index, index)  # the next batch is decoded meanwhile, as in training

@@ -24,7 +24,7 @@ from wmse.provenance import peak_memory_bytes, provenance
 from wmse.runs.folder import ENCODER, HISTORY
 from wmse.runs.job import Job
 from wmse.runs.record import write_record
-from wmse.runtime import out_of_memory
+from wmse.runtime import compiler_errors, out_of_memory
 from wmse.streams import stream, stream_seed
 from wmse.training.checkpoint import load_checkpoint, save_checkpoint
 from wmse.training.events import EventFile
@@ -57,6 +57,7 @@ def pretrain(job: Job) -> None:
     with (
         exclusive_lock(folder.lock, f"wmse pretrain {spec.run}", TrainingError),
         stop_on_signals() as received,
+        compiler_errors(where),
         out_of_memory(where, job.runtime.device, TRAINING_MEMORY),
     ):
         for target in (folder.checkpoints / "*", folder.history, folder.encoder, folder.pretrained):
@@ -87,7 +88,7 @@ class Trainer:
     def __init__(self, job: Job, stop: Callable[[], int | None] = lambda: None) -> None:
         self.job, self.stop = job, stop
         spec, device, source = job.spec, job.runtime.device, SOURCES[job.spec.benchmark]
-        self.images = open_images(job.data["pretrain"], source, spec, device)
+        self.images = open_images(job.data["pretrain"], source, spec, device, replayed=job.runtime.compile)
         self.steps_per_epoch = len(self.images) // spec.batch_size  # the last partial batch is dropped
         if not self.steps_per_epoch:
             raise ConfigError(f"{spec.cell}: batch_size ({spec.batch_size}) exceeds the {len(self.images)} images")
@@ -98,8 +99,7 @@ class Trainer:
             (open_images(job.data[name], source, spec, device), torch.from_numpy(job.data[name].labels).to(device))
             for name in ("train", "test")
         ]
-        if job.runtime.compile:
-            self.method.encoder.compile()  # in place: the names of the parameters stay
+        job.runtime.compile_forward(self.method)
         self.progress = Progress()
 
     def run(self) -> list[EpochRecord]:
@@ -136,6 +136,7 @@ class Trainer:
     def step(self, index: Tensor, following: Tensor | None = None) -> StepOutput:
         """One optimiser step on the images `index` (N,), while those of the `following` step are fetched."""
         spec, runtime, step = self.job.spec, self.job.runtime, self.progress.step
+        runtime.begin_step()
         views = self.images.views(index, spec.d, spec.seed, step)
         if following is not None:
             self.images.prefetch(following)

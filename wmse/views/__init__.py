@@ -16,7 +16,9 @@ from wmse.views.tensors import normalize, resize_center_crop, view_by_tensors
 __all__ = ["ViewParams", "ViewRecipe", "draw_params", "make_view", "normalize", "resize_center_crop"]
 
 
-def make_view(images: Tensor, recipe: ViewRecipe, params: ViewParams, sizes: Tensor | None = None) -> Tensor:
+def make_view(
+    images: Tensor, recipe: ViewRecipe, params: ViewParams, sizes: Tensor | None = None, replayed: bool = False
+) -> Tensor:
     """One view of each image.
 
     By operations on tensors on a GPU, by compiled loops on a CPU: these take one image after the other through all
@@ -27,6 +29,7 @@ def make_view(images: Tensor, recipe: ViewRecipe, params: ViewParams, sizes: Ten
         params: on the CPU.
         sizes: (N, 2) height and width of each image where they differ; the rest of (h, w), below and to the right, is
             zero. None: all images fill (h, w).
+        replayed: on a GPU, launch the operations together, as a CUDA graph that is recorded for every shape of images.
 
     Returns:
         (N, 3, H, W) float32, normalised, on the images' device.
@@ -34,7 +37,7 @@ def make_view(images: Tensor, recipe: ViewRecipe, params: ViewParams, sizes: Ten
     if sizes is None:
         sizes = torch.tensor(images.shape[-2:]).expand(len(images), 2)
     if images.is_cuda:
-        return view_by_tensors(images, recipe, params, sizes)
+        return view_by_tensors(images, recipe, params, sizes, replayed)
     from wmse.views.loops import view_by_loops  # here, because numba is slow to import
 
     return view_by_loops(images, recipe, params, sizes)

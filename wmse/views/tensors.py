@@ -7,6 +7,7 @@ whole number which float32 holds exactly, whatever the order of its terms.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -26,16 +27,52 @@ from wmse.views.params import (
 )
 
 
-def view_by_tensors(images: Tensor, recipe: ViewRecipe, params: ViewParams, sizes: Tensor) -> Tensor:
+def view_by_tensors(
+    images: Tensor, recipe: ViewRecipe, params: ViewParams, sizes: Tensor, replayed: bool = False
+) -> Tensor:
     """One view of each image, as `make_view` describes it. sizes: (N, 2) on the CPU, like `params`."""
-    drawn = params.to(images.device)
-    x = color_jitter(images.float(), drawn.factors, drawn.order, on_device(sizes.prod(dim=1), images.device))
+    device = images.device
+    pixels = on_device(sizes.prod(dim=1), device)
+    crop = crop_taps(params.box, images.shape[-2:], recipe.size, device)
+    blur = blur_weights(params.sigma, recipe.size, device) if recipe.blur_p > 0 else None
+    compute = replay() if replayed else compute_view
+    levels = compute(images, recipe, params.to(device), pixels, crop, blur, hue_table(str(device)))
+    return normalize(levels, recipe.mean, recipe.std)  # into new memory: the next replay writes where this one has
+
+
+def compute_view(
+    images: Tensor,
+    recipe: ViewRecipe,
+    params: ViewParams,
+    pixels: Tensor,
+    crop: Crop,
+    blur: Blur | None,
+    hues: Tensor,
+) -> Tensor:
+    """The pixels of one view of each image: what needs nothing of the host, and whose shapes no draw changes.
+
+    Args:
+        images: (N, 3, h, w) uint8; params: on their device, like everything else.
+        pixels: (N,) number of pixels of each image.
+        crop, blur, hues: of `crop_taps`, `blur_weights` (None: no blur) and `hue_table`.
+
+    Returns:
+        (N, 3, H, W) float32, in whole levels.
+    """
+    x = color_jitter(images.float(), params.factors, params.order, pixels, hues)
     if recipe.grayscale_p > 0:
-        x = torch.where(drawn.gray[:, None, None, None], to_gray(x), x)
-    x = resized_crop(x, params.box, recipe.size, drawn.flip)
-    if recipe.blur_p > 0:
-        x = gaussian_blur(x, params.sigma)
-    return normalize(x, recipe.mean, recipe.std)
+        x = torch.where(params.gray[:, None, None, None], to_gray(x), x)
+    x = resized_crop(x, crop, params.flip)
+    return x if blur is None else gaussian_blur(x, blur)
+
+
+@lru_cache(maxsize=1)
+def replay() -> Callable[..., Tensor]:
+    """`compute_view`, recorded for every shape as a CUDA graph: one launch instead of hundreds, of the same operations.
+
+    A compiler that makes operations of its own would fuse multiplications with additions, which changes pixels.
+    """
+    return torch.compile(compute_view, backend="cudagraphs", fullgraph=True, dynamic=False)
 
 
 def normalize(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -53,19 +90,18 @@ def to_gray(x: Tensor) -> Tensor:
     return ((19595 * r + 38470 * g + 7471 * b + 32768) / 65536).floor().unsqueeze(1)
 
 
-def color_jitter(x: Tensor, factors: Tensor, order: Tensor, pixels: Tensor | None = None) -> Tensor:
+def color_jitter(x: Tensor, factors: Tensor, order: Tensor, pixels: Tensor, hues: Tensor) -> Tensor:
     """Brightness, contrast, saturation and hue in each image's own random order.
 
     Args:
         x: (N, 3, h, w); factors, order: (N, 4) as in `ViewParams`.
-        pixels: (N,) number of pixels of each image, None for h * w; what lies outside an image is zero.
+        pixels: (N,) number of pixels of each image; what lies outside an image is zero.
+        hues: the `hue_table`.
 
     Brightness, contrast and saturation are all a blend ``f * x + (1 - f) * base`` with a different base (black, the
     image's mean luminance, the pixel's luminance), so one position of the order is one blend for all images. As in
     Pillow, a blend is clipped and its fraction is cut off.
     """
-    if pixels is None:
-        pixels = torch.full((len(x),), x.shape[-2] * x.shape[-1], device=x.device)
     for position in range(4):
         operation = order[:, position, None, None, None]
         factor = factors.gather(1, order[:, position, None])[:, :, None, None]
@@ -76,20 +112,23 @@ def color_jitter(x: Tensor, factors: Tensor, order: Tensor, pixels: Tensor | Non
         base = torch.where(operation == SATURATION, luma, torch.where(operation == CONTRAST, mean, 0.0))
         # Not as one fused multiplication and addition: before the floor, its last digit would differ from Pillow's.
         blended = ((x - base) * factor + base).clamp(0, 255).floor()
-        rotated = torch.where(factor == 0, x, shift_hue(x, factor[:, 0]))
+        rotated = torch.where(factor == 0, x, shift_hue(x, factor[:, 0], hues))
         x = torch.where(operation == HUE, rotated, blended)
     return x
 
 
-def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Rotate the hue of (N, 3, h, w) by `shift` turns, broadcast as (N, 1, 1), through Pillow's HSV of 8 bits each."""
+def shift_hue(x: Tensor, shift: Tensor, hues: Tensor) -> Tensor:
+    """Rotate the hue of (N, 3, h, w) by `shift` turns, broadcast as (N, 1, 1), through Pillow's HSV of 8 bits each.
+
+    hues: the `hue_table`.
+    """
     r, g, b = x.unbind(1)
     value = x.amax(dim=1)
     chroma = value - x.amin(dim=1)
     # The hue in sixths of a turn, times the chroma.
     place = torch.where(r == value, g - b, torch.where(g == value, b - r + 2 * chroma, r - g + 4 * chroma))
     place = torch.where(place < 0, place + 6 * chroma, place)
-    hue = hue_table(str(x.device))[(HUE_PLACES * chroma + place).long()]
+    hue = hues[(HUE_PLACES * chroma + place).long()]
     # The hue has 255 steps a turn but wraps around at 256.
     hue = (hue + (255 * shift.double()).trunc()).remainder(256).to(x.dtype)
     saturation = (255 * chroma / value.clamp(min=1)).floor()
@@ -134,19 +173,21 @@ def hue_table(device: str) -> Tensor:
 # --- geometry ---------------------------------------------------------------------------------------------------------
 
 
-def resized_crop(x: Tensor, box: Tensor, size: int, flip: Tensor | None = None) -> Tensor:
-    """Cut a box out of each image and resize it bicubically to (size, size), with Pillow's antialiasing.
+# Of each image, the first input pixel of every output pixel along an axis, and the weights of it and those after it.
+Taps = tuple[Tensor, Tensor]
+Crop = tuple[Taps, Taps]  # of rows and of columns
+
+
+def resized_crop(x: Tensor, crop: Crop, flip: Tensor | None = None) -> Tensor:
+    """Cut a box out of each image and resize it bicubically to (H, W), with Pillow's antialiasing.
 
     Args:
-        x: (N, 3, h, w); box: (N, 4) of top, left, height, width, on the CPU; flip: (N,) mirror left and right
-            afterwards.
+        x: (N, 3, h, w); crop: of `crop_taps`; flip: (N,) mirror left and right afterwards.
 
     Returns:
-        (N, 3, size, size). Both directions are matrix products per image.
+        (N, 3, H, W). Both directions are matrix products per image.
     """
-    h, w = x.shape[-2:]
-    rows = crop_matrix(box[:, 0], box[:, 2], h, size, x.device)
-    columns = crop_matrix(box[:, 1], box[:, 3], w, size, x.device)
+    rows, columns = (crop_matrix(taps, size) for taps, size in zip(crop, x.shape[-2:], strict=True))
     if flip is not None:
         columns = torch.where(flip[:, None, None], columns.flip(1), columns)
     x = weigh(x, columns, WEIGHT_BITS)  # Pillow rounds between the passes
@@ -174,20 +215,31 @@ def weigh(x: Tensor, weights: Tensor, bits: int) -> Tensor:
     return levels.float().unflatten(1, x.shape[1:3])
 
 
-def crop_matrix(start: Tensor, length: Tensor, in_size: int, out_size: int, device: torch.device) -> Tensor:
-    """Weights that crop [start, start + length) of an axis and resample it to `out_size`: (N, out_size, in_size).
+def crop_taps(box: Tensor, in_size: tuple[int, int], out_size: int, device: torch.device) -> Crop:
+    """What `resized_crop` needs of boxes of top, left, height, width in images of `in_size`: (N, 4) int64 on the CPU.
 
-    start, length: (N,) int64 on the CPU, where the weights are computed, so that they are the same everywhere.
+    The weights are computed there, so that they are the same everywhere.
     """
+    rows, columns = (axis_taps(box[:, i], box[:, 2 + i], in_size[i], out_size, device) for i in range(2))
+    return rows, columns
+
+
+def axis_taps(start: Tensor, length: Tensor, in_size: int, out_size: int, device: torch.device) -> Taps:
+    """For [start, start + length) of an axis, (N,) int64 on the CPU: (N, out_size) and (N, out_size, taps)."""
     if in_size > TABLE_LIMIT:
         first, weights = bicubic_taps(length, out_size)
     else:
         table_first, table_weights = _taps_of_all_lengths(-(-in_size // 128) * 128, out_size)
         first, weights = table_first[length], table_weights[length]
-    first, weights = on_device(first + start[:, None], device), on_device(weights, device)
-    taps = weights.shape[2]
-    matrix = weights.new_zeros(len(start), out_size, in_size + taps)  # the last taps may reach beyond, with weights 0
-    matrix.scatter_(2, first[:, :, None] + torch.arange(taps, device=device), weights)
+    return on_device(first + start[:, None], device), on_device(weights, device)
+
+
+def crop_matrix(taps: Taps, in_size: int) -> Tensor:
+    """Weights that crop an axis and resample it, as matrices: (N, out_size, in_size)."""
+    first, weights = taps
+    n, out_size, count = weights.shape
+    matrix = weights.new_zeros(n, out_size, in_size + count)  # the last taps may reach beyond, with weights 0
+    matrix.scatter_(2, first[:, :, None] + torch.arange(count, device=first.device), weights)
     return matrix[:, :, :in_size]
 
 
@@ -243,8 +295,9 @@ def resize_center_crop(images: Tensor, resize: int, size: int) -> Tensor:
         raise ValueError(f"a crop of {size} pixels does not fit into images resized to {new_h} x {new_w}")
     top, left = round((new_h - size) / 2), round((new_w - size) / 2)
     start = torch.zeros(1, dtype=torch.int64)
-    rows = crop_matrix(start, start + h, h, new_h, images.device)[0, top : top + size]
-    columns = crop_matrix(start, start + w, w, new_w, images.device)[0, left : left + size]
+    device = images.device
+    rows = crop_matrix(axis_taps(start, start + h, h, new_h, device), h)[0, top : top + size]
+    columns = crop_matrix(axis_taps(start, start + w, w, new_w, device), w)[0, left : left + size]
     x = weigh(images, columns, WEIGHT_BITS)  # Pillow rounds between the passes
     return weigh(x.mT, rows, WEIGHT_BITS).mT
 
@@ -252,22 +305,26 @@ def resize_center_crop(images: Tensor, resize: int, size: int) -> Tensor:
 # --- blur -------------------------------------------------------------------------------------------------------------
 
 
-def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Pillow's Gaussian blur of (N, 3, H, H) with each image's own standard deviation in pixels; 0 changes nothing.
+Blur = tuple[Tensor, Tensor]  # For every distance: the weight of a pixel, and of all pixels farther away.
 
-    Pillow approximates the Gaussian by three passes of a box filter along the rows, then along the columns. A pass
-    repeats the edge pixels outside and rounds to whole levels.
 
-    Args:
-        sigma: (N,), on the CPU.
-    """
-    size = x.shape[-1]
+def blur_weights(sigma: Tensor, size: int, device: torch.device) -> Blur:
+    """What `gaussian_blur` needs of standard deviations in pixels, (N,) on the CPU: (N, size) each."""
     radius, full, part = (column[:, None] for column in box_filter(sigma).unbind(1))
     distance = torch.arange(max(size, int(radius.max()) + 2))
     weight = torch.where(distance <= radius, full, torch.where(distance == radius + 1, part, 0)).float()
-    beyond = weight.sum(dim=1, keepdim=True) - weight.cumsum(dim=1)  # the sum of the weights of larger distances
-    weight, beyond = (on_device(values[:, :size], x.device) for values in (weight, beyond))
-    pixel = torch.arange(size, device=x.device)
+    beyond = weight.sum(dim=1, keepdim=True) - weight.cumsum(dim=1)
+    return on_device(weight[:, :size], device), on_device(beyond[:, :size], device)
+
+
+def gaussian_blur(x: Tensor, blur: Blur) -> Tensor:
+    """Pillow's Gaussian blur of (N, 3, H, H), each image by its own `blur_weights`; sigma 0 changes nothing.
+
+    Pillow approximates the Gaussian by three passes of a box filter along the rows, then along the columns. A pass
+    repeats the edge pixels outside and rounds to whole levels.
+    """
+    weight, beyond = blur
+    pixel = torch.arange(x.shape[-1], device=x.device)
     matrix = weight[:, (pixel[:, None] - pixel).abs()]
     matrix[:, :, 0] += beyond  # an edge pixel stands for those outside, too
     matrix[:, :, -1] += beyond.flip(1)
