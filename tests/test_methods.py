@@ -33,7 +33,7 @@ def built(label: str, **overrides: object) -> tuple[RunSpec, Method]:
     return spec, build_method(spec, 0)
 
 
-def take_step(method: Method, images: list[Tensor], generator: torch.Generator) -> StepOutput:
+def take_step(method: Method, images: list[Tensor], slices: Tensor | None) -> StepOutput:
     """As the trainer calls a method."""
     return method(images, method.draw(len(images[0]), generator))
 
@@ -168,22 +168,61 @@ def test_the_target_runs_in_train_mode_without_gradient() -> None:
     assert len(changed) == len(before)
 
 
-def test_every_network_of_byol_sees_one_view_at_a_time() -> None:
-    _, method = built("byol")
+@pytest.mark.parametrize("joint", [False, True])
+def test_every_network_of_byol_sees_one_view_at_a_time_or_all(joint: bool) -> None:
+    _, method = built("byol", joint_batch_norm=joint)
     sizes: dict[str, list[int]] = {}
     for name, module in method.named_modules():
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
             module.register_forward_hook(lambda _, x, __, name=name: sizes.setdefault(name, []).append(len(x[0])))
     take_step(method, views(2, 24), seeded())
-    assert {tuple(found) for found in sizes.values()} == {(24, 24)}
+    assert {tuple(found) for found in sizes.values()} == {(48,) if joint else (24, 24)}
     assert {name.split(".")[0] for name in sizes} == {"encoder", "head", "predictor", "target"}
 
 
+@pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize("label", ["wmse-4", "simclr"])
-def test_the_encoders_batch_norm_sees_one_view_and_the_heads_all_of_them(label: str) -> None:
-    spec, method = built(label)
+def test_the_encoders_batch_norm_sees_one_view_or_all_and_the_heads_all_of_them(label: str, joint: bool) -> None:
+    spec, method = built(label, joint_batch_norm=joint)
     sizes: dict[str, list[int]] = {"encoder": [], "head": []}
     method.encoder.bn1.register_forward_hook(lambda _, x, __: sizes["encoder"].append(len(x[0])))
     method.head[1].register_forward_hook(lambda _, x, __: sizes["head"].append(len(x[0])))
     take_step(method, views(spec.d, 32), seeded())
-    assert sizes == {"encoder": [32] * spec.d, "head": [32 * spec.d]}
+    assert sizes == {"encoder": [32 * spec.d] if joint else [32] * spec.d, "head": [32 * spec.d]}
+
+
+@pytest.mark.parametrize("label", ["wmse-2", "byol", "simclr"])
+def test_views_seen_together_give_the_loss_of_one_network_on_all_of_them(label: str) -> None:
+    """Against plain code in float64: the joined views through encoder and head, cut apart again for the loss."""
+    spec, method = built(label, joint_batch_norm=True, head_batch_norm=True)
+    images = [view.double() for view in views(2, 64)]
+    reference = copy.deepcopy(method.double())
+    v = reference.head(reference.encoder(torch.cat(images))).chunk(2)
+    if label == "byol":
+        with torch.no_grad():
+            targets = reference.target(torch.cat(images)).chunk(2)
+        p = [normalize(x) for x in reference.predictor(torch.cat(v)).chunk(2)]
+        t = [normalize(x) for x in targets]
+        expected = (2 - 2 * (p[0] * t[1]).sum(1)).mean() + (2 - 2 * (p[1] * t[0]).sum(1)).mean()
+    elif label == "simclr":
+        expected = nt_xent(torch.stack(v), spec.temperature, True)
+    else:
+        slices = torch.randperm(64, generator=seeded()).split(spec.w_size)
+        pairs = [[normalize(whiten(x[rows])) for x in v] for rows in slices]
+        expected = torch.stack([(a - b).square().sum(1).mean() for a, b in pairs]).mean()
+    loss = take_step(method, images, seeded()).loss
+    torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
+    loss.backward()
+    expected.backward()
+    for (name, ours), theirs in zip(method.named_parameters(), reference.parameters(), strict=True):
+        if ours.requires_grad:
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-7, atol=1e-11, msg=name)
+
+
+def test_whitening_undoes_a_batch_norm_at_the_end_of_the_head() -> None:
+    losses = []
+    for batch_norm in (False, True):
+        _, method = built("wmse-2", head_batch_norm=batch_norm)
+        assert isinstance(method.head[-1], nn.BatchNorm1d) == batch_norm
+        losses.append(take_step(method.double(), [view.double() for view in views(2)], seeded()).loss)
+    torch.testing.assert_close(*losses, rtol=1e-3, atol=0)  # but for the batch norm's epsilon

@@ -60,16 +60,19 @@ class Encoder(ResNet):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-def projection_head(features: int, hidden: int, embedding: int, layers: int = 2) -> nn.Sequential:
+def projection_head(
+    features: int, hidden: int, embedding: int, layers: int = 2, batch_norm: bool = False
+) -> nn.Sequential:
     """The head g: `layers - 1` times Linear-BatchNorm-ReLU of `hidden` units, then Linear to `embedding`.
 
-    Maps (n, features) to (n, embedding).
+    With `batch_norm`, another one follows. Maps (n, features) to (n, embedding).
     """
     modules: list[nn.Module] = []
     for _ in range(layers - 1):
         modules += [nn.Linear(features, hidden), nn.BatchNorm1d(hidden), nn.ReLU()]
         features = hidden
-    return nn.Sequential(*modules, nn.Linear(features, embedding))
+    modules.append(nn.Linear(features, embedding))
+    return nn.Sequential(*modules, *([nn.BatchNorm1d(embedding)] if batch_norm else []))
 
 
 def save_encoder(path: Path, encoder: Encoder, spec: RunSpec, data_digest: str) -> None:

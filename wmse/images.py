@@ -37,6 +37,7 @@ def view_recipe(spec: RunSpec, source: Source) -> ViewRecipe:
         flip_p=spec.flip_p,
         blur_p=spec.blur_p,
         blur_sigma=spec.blur_sigma,
+        crop_first=spec.crop_first,
         mean=source.mean,
         std=source.std,
     )

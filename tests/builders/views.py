@@ -43,14 +43,22 @@ def assert_pils(found: Tensor, expected: Tensor) -> None:
 
 def pil_view(image: Image.Image, recipe: ViewRecipe, params: ViewParams) -> Image.Image:
     """The view of one image, whose parameters are a slice of one, as torchvision and PIL make it; not normalised."""
+    if recipe.crop_first:
+        image = recolor(crop(image, recipe, params), params)
+    else:
+        image = crop(recolor(image, params), recipe, params)
+    return image.filter(ImageFilter.GaussianBlur(params.sigma.item())) if params.sigma else image
+
+
+def recolor(image: Image.Image, params: ViewParams) -> Image.Image:
     (factors,) = params.factors.tolist()
     if tuple(factors) != IDENTITY:  # even a hue of 0 would change levels in PIL's HSV
         for operation in params.order[0].tolist():
             if operation != HUE or factors[HUE] != 0:
                 image = ADJUST[operation](image, factors[operation])
-    if params.gray:
-        image = F.to_grayscale(image, 3)
+    return F.to_grayscale(image, 3) if params.gray else image
+
+
+def crop(image: Image.Image, recipe: ViewRecipe, params: ViewParams) -> Image.Image:
     image = F.resized_crop(image, *params.box[0].tolist(), [recipe.size] * 2, InterpolationMode.BICUBIC)
-    if params.flip:
-        image = F.hflip(image)
-    return image.filter(ImageFilter.GaussianBlur(params.sigma.item())) if params.sigma else image
+    return F.hflip(image) if params.flip else image

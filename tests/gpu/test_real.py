@@ -44,10 +44,12 @@ DOUBLE_CPU = DoubleAnywhere(torch.device("cpu"))
 DOUBLE_GPU = DoubleAnywhere(torch.device("cuda"))
 
 
-@pytest.mark.parametrize("blur_p", [0.0, 0.5])
+@pytest.mark.parametrize(("blur_p", "crop_first"), [(0.0, False), (0.5, False), (0.5, True)])
 @pytest.mark.parametrize(("h", "w", "size"), [(32, 32, 32), (96, 96, 64), (75, 50, 224), (333, 500, 224)])
-def test_views_are_those_of_the_cpu_to_the_bit(h: int, w: int, size: int, blur_p: float) -> None:
-    recipe = ViewRecipe(size, crop_scale=(0.08, 1.0), grayscale_p=0.2, blur_p=blur_p, mean=(0.4, 0.5, 0.6))
+def test_views_are_those_of_the_cpu_to_the_bit(h: int, w: int, size: int, blur_p: float, crop_first: bool) -> None:
+    recipe = ViewRecipe(
+        size, crop_scale=(0.08, 1.0), grayscale_p=0.2, blur_p=blur_p, crop_first=crop_first, mean=(0.4, 0.5, 0.6)
+    )
     images = natural(16, h, w)
     sizes = torch.stack([torch.randint(h // 2, h + 1, (16,)), torch.randint(w // 2, w + 1, (16,))], dim=1)
     for image, (height, width) in zip(images, sizes.tolist(), strict=True):

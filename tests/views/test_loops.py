@@ -21,6 +21,7 @@ RECIPE = ViewRecipe(size=24, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 RECIPES = {
     "cifar": RECIPE,
     "imagenet": replace(RECIPE, crop_scale=(0.08, 1.0), jitter=(0.8, 0.8, 0.8, 0.2), grayscale_p=0.2, blur_p=0.5),
+    "crop first": replace(RECIPE, crop_scale=(0.08, 1.0), grayscale_p=0.2, blur_p=0.5, crop_first=True),
     "wild": replace(RECIPE, crop_scale=(0.02, 1.0), crop_ratio=(0.2, 5.0), jitter=(1, 2, 2, 0.5), grayscale_p=0.5),
     "no jitter": replace(RECIPE, jitter_p=0, grayscale_p=0),
     "only hue": replace(RECIPE, jitter=(0, 0, 0, 0.5), jitter_p=1, crop_scale=(1, 1)),

@@ -71,7 +71,9 @@ SHAPES = [  # number, height, width, size of the view: up, down, odd, thin
 
 
 @pytest.mark.parametrize(
-    "recipe", [ViewRecipe(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)), IMAGENET], ids=["cifar", "imagenet"]
+    "recipe",
+    [ViewRecipe(mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)), IMAGENET, replace(IMAGENET, crop_first=True)],
+    ids=["cifar", "imagenet", "crop first"],
 )
 def test_not_one_of_ten_million_values_of_whole_views_differs_from_torchvisions_pipeline(recipe: ViewRecipe) -> None:
     """Colour jitter, grayscale, crop, flip, blur, normalisation: each image with its own parameters."""

@@ -97,6 +97,8 @@ class RunSpec:
     head_hidden: int = param(1024, "units of a hidden layer of the projection head", low=1)
     head_layers: int = param(2, "layers of the projection head", low=1, high=16)
     embedding: int = param(64, "dimensions k of an embedding", low=1)
+    head_batch_norm: bool = param(False, "a batch norm after the head's last layer; SimCLR's head always has one")
+    joint_batch_norm: bool = param(False, "over all views at once (true) or over each view alone")
     # loss
     whitening: str = param(
         "auto",
@@ -119,6 +121,7 @@ class RunSpec:
     flip_p: float = param(0.5, "probability of a horizontal flip", low=0, high=1)
     blur_p: float = param(0.0, "probability of a Gaussian blur", low=0, high=1)
     blur_sigma: tuple[float, float] = param((0.1, 2.0), "smallest and largest width of the blur", low=0, high=64)
+    crop_first: bool = param(False, "crop and flip before the colours change (true) or after that")
     # evaluation
     eval_resize: int = param(
         0,

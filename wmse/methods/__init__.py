@@ -8,6 +8,7 @@ wmse/config/recipes.yaml that names the class (docs/extending.md shows it).
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,8 +73,18 @@ class Method(nn.Module):
         """Called after every optimiser step; `progress` is the share of the epochs that were finished before it."""
 
 
-def embed(encoder: nn.Module, head: nn.Module, views: list[Tensor]) -> Tensor:
-    """Encoder once per view, so that its batch norm sees one view at a time; head once on all views joined.
+def of_views(network: Callable[[Tensor], Tensor], views: Sequence[Tensor], joint: bool) -> Tensor:
+    """A network's (d, N, ...) outputs for d views (N, ...), which its batch norms see all at once if `joint`.
+
+    Otherwise they see one view at a time: the network runs once per view.
+    """
+    if joint:
+        return network(torch.cat(list(views))).unflatten(0, (len(views), -1))
+    return torch.stack([network(view) for view in views])
+
+
+def embed(encoder: nn.Module, head: nn.Module, views: list[Tensor], joint: bool = False) -> Tensor:
+    """Encoder on the views, joint or one at a time (`of_views`); head once on all views joined.
 
     Args:
         views: d tensors (N, 3, H, W).
@@ -81,8 +92,7 @@ def embed(encoder: nn.Module, head: nn.Module, views: list[Tensor]) -> Tensor:
     Returns:
         (d, N, k)
     """
-    features = torch.cat([encoder(view) for view in views])
-    return head(features).unflatten(0, (len(views), -1))
+    return of_views(head, of_views(encoder, views, joint).unbind(), joint=True)
 
 
 def build_method(spec: RunSpec, generator_seed: int) -> Method:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from wmse.config import RunSpec
 from wmse.encoder import Encoder, projection_head
@@ -21,11 +21,10 @@ class SimCLR(Method):
 
     def __init__(self, encoder: Encoder, spec: RunSpec) -> None:
         super().__init__(encoder, spec)
-        head = projection_head(encoder.features, spec.head_hidden, spec.embedding, spec.head_layers)
-        self.head = nn.Sequential(*head, nn.BatchNorm1d(spec.embedding))
+        self.head = projection_head(encoder.features, spec.head_hidden, spec.embedding, spec.head_layers, True)
 
     def forward(self, views: list[Tensor], slices: Tensor | None) -> StepOutput:
-        v = embed(self.encoder, self.head, views)
+        v = embed(self.encoder, self.head, views, self.spec.joint_batch_norm)
         spec = self.spec
         z, info = whiten_sub_batches(v, slices, spec.resolved_whitening)
         # Every view is sliced by the same permutation, so positives stay side by side.

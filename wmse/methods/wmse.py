@@ -15,11 +15,13 @@ class WMSE(Method):
 
     def __init__(self, encoder: Encoder, spec: RunSpec) -> None:
         super().__init__(encoder, spec)
-        self.head = projection_head(encoder.features, spec.head_hidden, spec.embedding, spec.head_layers)
+        self.head = projection_head(
+            encoder.features, spec.head_hidden, spec.embedding, spec.head_layers, spec.head_batch_norm
+        )
         self.collapse_expected = spec.resolved_whitening != "cholesky"  # the ablation shows that collapse
 
     def forward(self, views: list[Tensor], slices: Tensor | None) -> StepOutput:
-        v = embed(self.encoder, self.head, views)
+        v = embed(self.encoder, self.head, views, self.spec.joint_batch_norm)
         spec = self.spec
         loss, info = wmse_loss_unchecked(v, slices, normalize=spec.normalize, whitening=spec.resolved_whitening)
         return StepOutput(loss, v.detach(), info)

@@ -34,7 +34,7 @@ def view_by_loops(images: Tensor, recipe: ViewRecipe, params: ViewParams, sizes:
     out = torch.empty(len(images), 3, recipe.size, recipe.size)
     drawn = (params.order, params.factors, gray, params.box, params.flip, box_filters)
     arrays = [tensor.contiguous().numpy() for tensor in (images, sizes, *drawn, shift, scale, out)]
-    in_threads(lambda start, stop: fill_views(start, stop, *arrays), len(images))
+    in_threads(lambda start, stop: fill_views(start, stop, recipe.crop_first, *arrays), len(images))
     return out
 
 
@@ -42,6 +42,7 @@ def view_by_loops(images: Tensor, recipe: ViewRecipe, params: ViewParams, sizes:
 def fill_views(
     start: int,
     stop: int,
+    crop_first: bool,
     images: ndarray,
     sizes: ndarray,
     order: ndarray,
@@ -57,6 +58,7 @@ def fill_views(
     """Jitter, gray, crop, resize, flip, blur and normalise the images from `start` to before `stop`.
 
     Args:
+        crop_first: crop, resize and flip come before jitter and gray.
         images: (N, 3, h, w) uint8; sizes: (N, 2) int64, height and width of each.
         order, factors, gray, box, flip: as in `ViewParams`; box_filters: (N, 3) int64, of the blur.
         shift, scale: (3,) float32; a level x becomes (x - shift) / scale.
@@ -64,11 +66,12 @@ def fill_views(
     """
     for i in range(start, stop):
         drawn = order[i], factors[i], gray[i], box[i], flip[i], box_filters[i]
-        one_view(images[i], sizes[i], *drawn, shift, scale, out[i])
+        one_view(crop_first, images[i], sizes[i], *drawn, shift, scale, out[i])
 
 
 @njit(**STRICT)
 def one_view(
+    crop_first: bool,
     image: ndarray,
     image_size: ndarray,
     order: ndarray,
@@ -81,51 +84,69 @@ def one_view(
     scale: ndarray,
     out: ndarray,
 ) -> None:
-    """`fill_views` of one image; levels stay uint8 between the operations, which round to whole levels anyway.
-
-    Only the contrast looks beyond the crop: what comes before it is done to the whole image, the rest to the box.
-    """
-    height, width = image_size
+    """`fill_views` of one image; levels stay uint8 between the operations, which round to whole levels anyway."""
+    size = len(out[0])
     top, left, rows, columns = box
-    r, g, b = np.empty((3, height * width), uint8)
+    height, width = rows, columns  # of what is cut out of the image: the crop, but
+    if factors[CONTRAST] != 1 and not crop_first:  # the contrast looks beyond it
+        height, width = image_size
+        planes = cut(image, 0, 0, height, width)
+    else:
+        planes = cut(image, top, left, rows, columns)
+        top, left = 0, 0
+    if not crop_first:
+        recolor(planes, width, height * width, (top, left, rows, columns), order, factors, gray)
+    across, down = bicubic_taps(columns, size), bicubic_taps(rows, size)
+    levels = np.empty((3, size * size), uint8)
+    for channel in range(3):
+        resize(planes[channel], rows, columns, across, down, flip, levels[channel])
+    if crop_first:
+        recolor(levels, size, size * size, (0, 0, size, size), order, factors, gray)
+    for channel in range(3):
+        if box_filter[1] < 1 << BOX_BITS:
+            blur(levels[channel], size, box_filter[0], box_filter[1], box_filter[2])
+        for y in range(size):
+            for x in range(size):
+                out[channel, y, x] = (float32(levels[channel, y * size + x]) - shift[channel]) / scale[channel]
+
+
+@njit(**STRICT)
+def recolor(
+    planes: ndarray, width: int, n: int, box: tuple[int, int, int, int], order: ndarray, factors: ndarray, gray: bool
+) -> None:
+    """Jitter and gray of the box of three planes of n pixels, in place; the box moves to their front.
+
+    What comes before the contrast, which needs the mean of all, is done to all pixels, the rest to the box.
+    """
+    r, g, b = planes[0], planes[1], planes[2]
+    top, left, rows, columns = box
     mean = float32(0)
     first = 0
     if factors[CONTRAST] != 1:
-        cut(image, 0, 0, height, width, r, g, b)
         while order[first] != CONTRAST:
-            adjust(r, g, b, height * width, order[first], factors[order[first]], mean)
+            adjust(r, g, b, n, order[first], factors[order[first]], mean)
             first += 1
-        mean = mean_luma(r, g, b, height * width)
+        mean = mean_luma(r, g, b, n)
         for plane in (r, g, b):
-            for y in range(rows):  # the box moves to the front, in place: never to where it has yet to be read
+            for y in range(rows):  # never to where it has yet to be read
                 for x in range(columns):
                     plane[y * columns + x] = plane[(top + y) * width + left + x]
-    else:
-        cut(image, top, left, rows, columns, r, g, b)
     n = rows * columns
     for position in range(first, 4):
         adjust(r, g, b, n, order[position], factors[order[position]], mean)
     if gray:
         turn_gray(r, g, b, n)
-    across, down = bicubic_taps(columns, len(out[0])), bicubic_taps(rows, len(out[0]))
-    size = len(out[0])
-    levels = np.empty(size * size, uint8)
-    for channel, plane in enumerate((r, g, b)):
-        resize(plane, rows, columns, across, down, flip, levels)
-        if box_filter[1] < 1 << BOX_BITS:
-            blur(levels, size, box_filter[0], box_filter[1], box_filter[2])
-        for y in range(size):
-            for x in range(size):
-                out[channel, y, x] = (float32(levels[y * size + x]) - shift[channel]) / scale[channel]
 
 
 @njit(**STRICT)
-def cut(image: ndarray, top: int, left: int, rows: int, columns: int, r: ndarray, g: ndarray, b: ndarray) -> None:
-    """Copy a box of the (3, h, w) image into planes of `columns` a row."""
-    for channel, plane in enumerate((r, g, b)):
+def cut(image: ndarray, top: int, left: int, rows: int, columns: int) -> ndarray:
+    """A box of the (3, h, w) image as planes (3, rows * columns)."""
+    planes = np.empty((3, rows * columns), uint8)
+    for channel in range(3):
         for y in range(rows):
             for x in range(columns):
-                plane[y * columns + x] = image[channel, top + y, left + x]
+                planes[channel, y * columns + x] = image[channel, top + y, left + x]
+    return planes
 
 
 @njit(**STRICT)

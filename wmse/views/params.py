@@ -25,6 +25,7 @@ class ViewRecipe:
         crop_ratio: range of the crop's aspect ratio (width / height), drawn uniformly in its logarithm.
         jitter: strengths of brightness, contrast, saturation and hue.
         jitter_p, grayscale_p, flip_p, blur_p: probabilities.
+        crop_first: whether crop and flip come before jitter and grayscale, which then see the crop alone.
         blur_sigma: range of the blur's standard deviation in pixels (PIL's radius).
         mean, std: per-channel normalisation, applied last.
     """
@@ -38,6 +39,7 @@ class ViewRecipe:
     flip_p: float = 0.5
     blur_p: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
+    crop_first: bool = False
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
 

@@ -59,10 +59,14 @@ def compute_view(
     Returns:
         (N, 3, H, W) float32, in whole levels.
     """
-    x = color_jitter(images.float(), params.factors, params.order, pixels, hues)
+    x = images.float()
+    if recipe.crop_first:
+        x, pixels = resized_crop(x, crop, params.flip), torch.full_like(pixels, recipe.size**2)
+    x = color_jitter(x, params.factors, params.order, pixels, hues)
     if recipe.grayscale_p > 0:
         x = torch.where(params.gray[:, None, None, None], to_gray(x), x)
-    x = resized_crop(x, crop, params.flip)
+    if not recipe.crop_first:
+        x = resized_crop(x, crop, params.flip)
     return x if blur is None else gaussian_blur(x, blur)
 
 
