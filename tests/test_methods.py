@@ -33,7 +33,7 @@ def built(label: str, **overrides: object) -> tuple[RunSpec, Method]:
     return spec, build_method(spec, 0)
 
 
-def take_step(method: Method, images: list[Tensor], slices: Tensor | None) -> StepOutput:
+def take_step(method: Method, images: list[Tensor], generator: torch.Generator) -> StepOutput:
     """As the trainer calls a method."""
     return method(images, method.draw(len(images[0]), generator))
 
