@@ -42,7 +42,7 @@ def jpegs(tmp_path: Path) -> ArraySplit:
         pixels = rng.integers(60 * label, 60 * label + 100, (h, w) if grey else (h, w, 3), dtype=np.uint8)
         paths.append(tmp_path / f"{i}.JPEG")
         Image.fromarray(pixels).save(paths[-1])
-    return ArraySplit(labels.astype(np.int64), paths=paths)
+    return ArraySplit(labels.astype(np.int64), files=paths)
 
 
 def test_views_depend_on_seed_and_step_only(data: ArrayDataset) -> None:
@@ -66,8 +66,8 @@ def test_more_positives_keep_the_first_ones(data: ArrayDataset) -> None:
 @pytest.mark.parametrize("threads", [1, 4])
 def test_streamed_views_do_not_depend_on_the_number_of_threads(jpegs: ArraySplit, threads: int) -> None:
     index = torch.tensor([0, 9, 30])
-    reference = FileImages(jpegs.paths, RECIPE, 32, CPU, threads=2).views(index, 3, seed=0, step=1)
-    views = FileImages(jpegs.paths, RECIPE, 32, CPU, threads=threads).views(index, 3, seed=0, step=1)
+    reference = FileImages(jpegs.files, RECIPE, 32, CPU, threads=2).views(index, 3, seed=0, step=1)
+    views = FileImages(jpegs.files, RECIPE, 32, CPU, threads=threads).views(index, 3, seed=0, step=1)
     assert [view.shape for view in views] == [(3, 3, 24, 24)] * 3
     assert all(torch.equal(a, b) for a, b in zip(reference, views, strict=True))
 
@@ -80,8 +80,8 @@ def test_streamed_views_equal_those_of_each_image_alone(
     monkeypatch.setattr(wmse.images, "_chunks_of_like_size", lambda sizes, _: like_size(sizes, chunk))
     recipe = replace(RECIPE, blur_p=0.5, grayscale_p=0.3, jitter=(0.8, 0.8, 0.8, 0.2))
     index = torch.tensor([40, 3, 17, 60, 61, 8, 9])
-    views = FileImages(jpegs.paths, recipe, 32, CPU).views(index, 2, seed=3, step=5)
-    images = [wmse.images.decode(jpegs.paths[i]) for i in index.tolist()]
+    views = FileImages(jpegs.files, recipe, 32, CPU).views(index, 2, seed=3, step=5)
+    images = [wmse.images.decode(jpegs.files[i]) for i in index.tolist()]
     heights, widths = torch.tensor([image.shape[1:] for image in images]).T
     for number, view in enumerate(views):
         params = draw_params(7, heights, widths, recipe, stream(3, "views", 5, number))
@@ -97,33 +97,38 @@ def test_draws_for_images_of_one_size_are_those_for_many_sizes() -> None:
         assert torch.equal(getattr(one, name), getattr(many, name))
 
 
-def test_prefetching_changes_no_bit_and_is_never_needed(jpegs: ArraySplit) -> None:
-    first, second = torch.tensor([4, 5, 6]), torch.tensor([7, 1, 0])
-    plain = FileImages(jpegs.paths, RECIPE, 32, CPU)
-    expected = [plain.views(index, 2, 0, step) for step, index in enumerate((first, second))]
-    ahead = FileImages(jpegs.paths, RECIPE, 32, CPU)
-    found = [ahead.views(first, 2, 0, 0)]
-    ahead.prefetch(first)  # the wrong images
-    ahead.prefetch(second)
-    found.append(ahead.views(second, 2, 0, 1))
-    assert ahead.ahead == ([], [])
-    for a, b in zip(expected, found, strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+@pytest.mark.parametrize("limit", [1, 20_000, 1 << 30])
+def test_reading_ahead_changes_no_bit_and_is_never_needed(
+    jpegs: ArraySplit, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wmse.images, "AHEAD", limit)
+    batches = torch.randperm(72, generator=torch.Generator().manual_seed(0)).split(6)
+    one_by_one, ahead = (FileImages(jpegs.files, RECIPE, 32, CPU, threads=3) for _ in range(2))
+    ahead.read_ahead(batches)
+    for step, index in enumerate(batches):
+        for a, b in zip(one_by_one.views(index, 2, 0, step), ahead.views(index, 2, 0, step), strict=True):
+            assert torch.equal(a, b)
+    ahead.read_ahead(batches)
+    assert ahead.views(torch.tensor([70, 3]), 2, 0, 0)[0].shape == (2, 3, 24, 24)  # others than were announced
+    ahead.read_ahead(batches)
+    with pytest.raises(ValueError, match="announced"):
+        ahead.views(batches[0].flip(0)[[5, 0]], 2, 0, 0)  # one that was, and one that was not
 
 
-def test_a_broken_image_that_was_prefetched_is_named_when_it_is_needed(jpegs: ArraySplit) -> None:
-    jpegs.paths[4].write_bytes(b"not a JPEG")
-    images = FileImages(jpegs.paths, RECIPE, 32, CPU)
-    images.prefetch(torch.tensor([4]))
+def test_a_broken_image_that_was_read_ahead_is_named_when_it_is_needed(jpegs: ArraySplit) -> None:
+    jpegs.files[4].write_bytes(b"not a JPEG")
+    images = FileImages(jpegs.files, RECIPE, 32, CPU)
+    images.read_ahead(torch.tensor([[3], [4]]))
+    images.views(torch.tensor([3]), 2, 0, 0)
     with pytest.raises(DataError, match=r"4\.JPEG: not a readable image"):
         images.views(torch.tensor([4]), 2, 0, 0)
 
 
 def test_plain_streamed_images_equal_torchvisions_evaluation_transform(jpegs: ArraySplit) -> None:
-    images = torch.cat(list(FileImages(jpegs.paths, RECIPE, 32, CPU).plain(batch=7)))
+    images = torch.cat(list(FileImages(jpegs.files, RECIPE, 32, CPU).plain(batch=7)))
     transform = Compose([Resize(32, InterpolationMode.BICUBIC), CenterCrop(24), PILToTensor()])
     normalise = Normalize(RECIPE.mean, RECIPE.std)
-    for path, image in zip(jpegs.paths, images, strict=True):
+    for path, image in zip(jpegs.files, images, strict=True):
         expected = normalise(transform(Image.open(path).convert("RGB")).float() / 255)
         error = (image - expected).abs() * torch.tensor(RECIPE.std).view(3, 1, 1) * 255
         assert error.mean() < 0.1  # grey levels
@@ -156,22 +161,28 @@ def test_a_run_is_probed_at_the_size_it_was_trained_at(data: ArrayDataset) -> No
 
 
 def test_closed_images_decode_no_more(jpegs: ArraySplit, monkeypatch: pytest.MonkeyPatch) -> None:
-    images, decoded, release = FileImages(jpegs.paths, RECIPE, 32, CPU, threads=1), [], threading.Event()
-    monkeypatch.setattr(wmse.images, "decode", lambda path: (decoded.append(path), release.wait(60)))
-    images.prefetch(torch.arange(5))
+    images, decoded, release = FileImages(jpegs.files, RECIPE, 32, CPU, threads=1), [], threading.Event()
+
+    def decode(path: Path) -> torch.Tensor:
+        decoded.append(path)
+        release.wait(60)
+        return torch.empty(3, 8, 8)
+
+    monkeypatch.setattr(wmse.images, "decode", decode)
+    images.read_ahead([torch.arange(5)])
     while not decoded:
         time.sleep(0.001)
     threading.Timer(0.05, release.set).start()
     images.close()
-    assert decoded == jpegs.paths[:1]  # the others wait for the only thread
+    assert decoded == jpegs.files[:1]  # the others wait for the only thread
     with pytest.raises(RuntimeError, match="after shutdown"):
-        images.prefetch(torch.arange(5))
+        images.read_ahead([torch.arange(5)])
 
 
 def test_a_broken_image_is_named(jpegs: ArraySplit) -> None:
-    jpegs.paths[4].write_bytes(b"not a JPEG")
+    jpegs.files[4].write_bytes(b"not a JPEG")
     with pytest.raises(DataError, match=r"4\.JPEG: not a readable image"):
-        FileImages(jpegs.paths, RECIPE, 32, CPU).views(torch.tensor([4]), 2, 0, 0)
+        FileImages(jpegs.files, RECIPE, 32, CPU).views(torch.tensor([4]), 2, 0, 0)
 
 
 def test_a_streamed_benchmark_goes_through_pretraining_and_evaluation(jpegs: ArraySplit, tmp_path: Path) -> None:
@@ -187,15 +198,18 @@ def test_a_streamed_benchmark_goes_through_pretraining_and_evaluation(jpegs: Arr
     assert result["evaluation"]["train_images"] == 72
 
 
-def test_training_on_streamed_images_does_not_depend_on_the_decoding_threads(jpegs: ArraySplit, tmp_path: Path) -> None:
+def test_training_on_streamed_images_depends_neither_on_the_decoding_threads_nor_on_how_far_they_are_ahead(
+    jpegs: ArraySplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = tiny_spec(
         "wmse-2", benchmark="imagenet100", batch_size=24, w_size=12, view_size=16, eval_resize=20, blur_p=0.5, epochs=2
     )
     data = ArrayDataset(pretrain=jpegs, train=jpegs, test=jpegs)
     states = []
-    for threads in (1, 3, 8):
+    for threads, limit in ((1, 1), (3, 100_000), (8, 1 << 30)):  # nothing, a batch and a half, everything
+        monkeypatch.setattr(wmse.images, "AHEAD", limit)
         trainer = Trainer(make_job(spec, data, tmp_path / str(threads), Runtime(CPU)))
-        trainer.images = FileImages(jpegs.paths, trainer.images.recipe, 20, CPU, threads=threads)
+        trainer.images = FileImages(jpegs.files, trainer.images.recipe, 20, CPU, threads=threads)
         trainer.run()
         states.append(trainer.method.state_dict())
     for other in states[1:]:

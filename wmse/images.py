@@ -7,9 +7,9 @@ the CPU) and `FileImages` (folders of JPEGs of any size, decoded by threads whil
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -18,11 +18,15 @@ from torch import Tensor
 from wmse.config import RunSpec
 from wmse.datasets import Source, Split
 from wmse.datasets.decode import decode_image
+from wmse.datasets.splits import ImageFile
+from wmse.errors import DataError
+from wmse.read_ahead import ReadAhead
 from wmse.streams import stream
 from wmse.views import ViewRecipe, draw_params, make_view, normalize, resize_center_crop
 from wmse.views.params import on_device
 
 RESIDENT_SHARE = 0.5  # Images stay on a GPU if they take at most this part of its free memory.
+AHEAD = 2 << 30  # Bytes of decoded images that wait for the training: some 3,800 photographs of ImageNet.
 CHUNK = 64  # Images of about the same size are padded and augmented in batches of this many.
 
 
@@ -52,7 +56,7 @@ def open_images(
     """
     recipe = view_recipe(spec, source)
     if source.streamed:
-        return FileImages(split.paths, recipe, spec.eval_resize, device)
+        return FileImages(split.files, recipe, spec.eval_resize, device)
     return ArrayImages(split.images, recipe, spec.eval_resize, device, replayed)
 
 
@@ -79,7 +83,7 @@ class ArrayImages:
     def __len__(self) -> int:
         return len(self.images)
 
-    def prefetch(self, index: Tensor) -> None:
+    def read_ahead(self, batches: Iterable[Tensor]) -> None:
         """The images are in memory already."""
 
     def views(self, index: Tensor, d: int, seed: int, step: int) -> list[Tensor]:
@@ -104,27 +108,34 @@ class FileImages:
     """JPEG files of any size: decoded by threads ahead of the training, augmented in batches on the device."""
 
     def __init__(
-        self, paths: list[Path], recipe: ViewRecipe, eval_resize: int, device: torch.device, threads: int | None = None
+        self,
+        files: Sequence[ImageFile],
+        recipe: ViewRecipe,
+        eval_resize: int,
+        device: torch.device,
+        threads: int | None = None,
     ) -> None:
-        self.paths, self.recipe, self.device = paths, recipe, device
+        self.files, self.recipe, self.device = files, recipe, device
         self.resize = eval_resize or recipe.size
-        self.pool = ThreadPoolExecutor(threads or max(torch.get_num_threads(), 1))
-        self.ahead: tuple[list[int], list[Future[Tensor]]] = ([], [])
+        self.threads = threads or max(torch.get_num_threads(), 1)
+        self.pool = ThreadPoolExecutor(self.threads)
+        self.read_ahead([])
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.files)
 
-    def prefetch(self, index: Tensor) -> None:
-        """Start decoding the images that the next call of `views` will ask for."""
-        wanted = index.tolist()
-        self.ahead = wanted, [self.pool.submit(decode, self.paths[i]) for i in wanted]
+    def read_ahead(self, batches: Iterable[Tensor]) -> None:
+        """Begin to decode the images (N,) of these batches, for which `views` is going to ask in this order."""
+        items = (i for index in batches for i in index.tolist())
+        self.ahead = ReadAhead(self.pool, self.threads, self._decode, items, AHEAD)
 
     def views(self, index: Tensor, d: int, seed: int, step: int) -> list[Tensor]:
         """As `ArrayImages.views`, with the same draws; DataError names a file that cannot be decoded."""
-        if self.ahead[0] != index.tolist():
-            self.prefetch(index)
-        images = [future.result() for future in self.ahead[1]]
-        self.ahead = ([], [])
+        wanted = index.tolist()
+        if not self.ahead.begins_with(wanted[0]):  # nobody has announced them
+            self.ahead.close()
+            self.read_ahead([index])
+        images = [self.ahead.take(i) for i in wanted]
         sizes = torch.tensor([image.shape[-2:] for image in images])
         drawn = [draw_params(len(index), *sizes.T, self.recipe, stream(seed, "views", step, view)) for view in range(d)]
         side = self.recipe.size
@@ -138,25 +149,23 @@ class FileImages:
         return views
 
     def plain(self, batch: int = 100) -> Iterator[Tensor]:
-        """As `ArrayImages.plain`, decoding the next batch while the current one is used."""
-        ahead: list[Future[Tensor]] = []
-        for start in range(0, len(self), batch):
-            following = [self.pool.submit(self._plain_one, path) for path in self.paths[start : start + batch]]
-            if ahead:
-                yield self._collect(ahead)
-            ahead = following
-        if ahead:
-            yield self._collect(ahead)
+        """As `ArrayImages.plain`, decoding the next images while the current ones are used."""
+        every = range(len(self))
+        with closing(ReadAhead(self.pool, self.threads, self._plain_one, every, AHEAD)) as ahead:
+            for start in every[::batch]:
+                images = [ahead.take(i) for i in every[start : start + batch]]
+                yield torch.cat(images).to(self.device, non_blocking=True)
 
-    def _plain_one(self, path: Path) -> Tensor:
-        pixels = resize_center_crop(decode(path)[None], self.resize, self.recipe.size)
+    def _decode(self, i: int) -> Tensor:
+        return decode(self.files[i])
+
+    def _plain_one(self, i: int) -> Tensor:
+        pixels = resize_center_crop(self._decode(i)[None], self.resize, self.recipe.size)
         return normalize(pixels, self.recipe.mean, self.recipe.std)
 
-    def _collect(self, futures: list[Future[Tensor]]) -> Tensor:
-        return torch.cat([future.result() for future in futures]).to(self.device, non_blocking=True)
-
     def close(self) -> None:
-        """End the threads; what was prefetched for a batch that nobody will ask for is not decoded."""
+        """End the threads; images that nobody will ask for are not decoded."""
+        self.ahead.close()
         self.pool.shutdown(cancel_futures=True)
 
 
@@ -168,12 +177,16 @@ def _chunks_of_like_size(sizes: Tensor, chunk: int) -> tuple[Tensor, ...]:
 def _pad(images: list[Tensor]) -> Tensor:
     """uint8 images (3, h, w) as one batch, with zeros below and to the right of the smaller ones."""
     h, w = (max(image.shape[axis] for image in images) for axis in (1, 2))
-    batch = torch.zeros(len(images), 3, h, w, dtype=torch.uint8)
+    batch = np.zeros((len(images), h, w, 3), np.uint8)  # as images are decoded, so that whole lines are copied
     for row, image in zip(batch, images, strict=True):
-        row[:, : image.shape[1], : image.shape[2]] = image
-    return batch
+        row[: image.shape[1], : image.shape[2]] = image.permute(1, 2, 0).numpy()
+    return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
 
-def decode(path: Path) -> Tensor:
-    """An image file as uint8 (3, h, w), RGB; DataError names a file that is broken or far too large."""
-    return torch.from_numpy(decode_image(path, str(path))).permute(2, 0, 1).contiguous()
+def decode(file: ImageFile) -> Tensor:
+    """An image file as uint8 (3, h, w), RGB; DataError names a file that is gone, broken or far too large."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}: restore it from the original archive") from error
+    return torch.from_numpy(decode_image(content, str(file))).permute(2, 0, 1)

@@ -285,7 +285,7 @@ def png(w: int, h: int) -> bytes:
     )
 
 
-DECODE = "from wmse.datasets.decode import decode_image; decode_image(Path(sys.argv[1]), sys.argv[1])"
+DECODE = "from wmse.datasets.decode import decode_image; decode_image(Path(sys.argv[1]).read_bytes(), sys.argv[1])"
 BOMBS = {
     "9,500 x 9,500": lambda: png(9_500, 9_500),  # above Pillow's warning
     "30,000 x 30,000": lambda: png(30_000, 30_000),  # above its error
@@ -303,7 +303,7 @@ def test_an_image_that_would_fill_the_memory_is_refused(tmp_path: Path, what: st
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
 def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     form = "JPEG" if mode in ("CMYK", "YCbCr") else "PNG"
-    pixels = decode_image(put(tmp_path / "x.JPEG", picture(mode, form, (5, 4))), "x")
+    pixels = decode_image(picture(mode, form, (5, 4)), "x")
     assert (pixels.shape, pixels.dtype) == ((4, 5, 3), np.uint8)
 
 
@@ -312,7 +312,7 @@ def test_other_formats_are_refused_whatever_their_name(tmp_path: Path, form: str
     """Pillow would start Ghostscript for an EPS file that is named .JPEG."""
     path = put(tmp_path / "x.JPEG", picture("RGB", form, (64, 64)))
     with pytest.raises(DataError, match=r"x\.JPEG: not a readable image"):
-        decode_image(path, str(path))
+        decode_image(path.read_bytes(), str(path))
     folder = write_tiny(tmp_path / "tiny_imagenet/raw")
     path.rename(folder / f"train/{WNIDS[0]}/images/{WNIDS[0]}_1.JPEG")
     with pytest.raises(DataError, match=f"{WNIDS[0]}_1.JPEG: not a readable image"):
@@ -332,7 +332,7 @@ def test_a_bomb_among_the_images_stops_a_training_with_its_name(tmp_path: Path, 
     counts["inputs"] += 1
     paths = [put(tmp_path / f"{i}.JPEG", picture("RGB", "JPEG", (20 + i, 30))) for i in range(48)]
     put(paths[17], png(9_500, 9_500))
-    split = ArraySplit(np.arange(48) % 3, paths=paths)
+    split = ArraySplit(np.arange(48) % 3, files=paths)
     spec = tiny_spec(
         benchmark="imagenet100", batch_size=24, w_size=12, view_size=16, eval_resize=20, epochs=1, lr_drops=[]
     )

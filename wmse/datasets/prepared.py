@@ -20,7 +20,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from wmse.datasets.source import Chunk, Listing, Rows, Source, check_counts
+from wmse.datasets.splits import ImageFile
 from wmse.errors import DataError, explain
 from wmse.files import atomic_path, file_digest, write_json, write_text
 
@@ -63,6 +64,11 @@ class PreparedSplit:
         labels = np.array(self._array("labels", np.int64))
         _check_digest(self._folder / self._entry["labels"], self._entry["labels_sha256"])  # small enough, always
         return labels
+
+    @property
+    def files(self) -> Sequence[ImageFile]:
+        """The JPEG files; DataError for a benchmark that is stored as an array."""
+        return self.paths
 
     @cached_property
     def paths(self) -> list[Path]:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 
+class ImageFile(Protocol):
+    """A JPEG file, as a `pathlib.Path` or a part of a packed file; its name, for messages, is `str(file)`."""
+
+    def read_bytes(self) -> bytes: ...
+
+
 class Split(Protocol):
-    """One split: images of one size as an array, or the paths of JPEG files of any size, and the labels."""
+    """One split: images of one size as an array, or JPEG files of any size, and the labels."""
 
     @property
     def images(self) -> np.ndarray:
         """uint8 (n, 3, H, W), not to be written to."""
 
     @property
-    def paths(self) -> Sequence[Path]:
-        """The n files in order."""
+    def files(self) -> Sequence[ImageFile]:
+        """The n JPEG files in order."""
 
     @property
     def labels(self) -> np.ndarray:
@@ -38,11 +43,11 @@ class Dataset(Protocol):
 
 @dataclass
 class ArraySplit:
-    """A `Split` in memory: give the images or, for a streamed benchmark, the paths."""
+    """A `Split` in memory: give the images or, for a streamed benchmark, the files."""
 
     labels: np.ndarray
     images: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
-    paths: Sequence[Path] = ()
+    files: Sequence[ImageFile] = ()
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -6,7 +6,6 @@ and agree, a Pillow built against another libjpeg may differ in single grey leve
 
 from __future__ import annotations
 
-import io
 import os
 import re
 from collections import Counter, deque
@@ -96,7 +95,7 @@ def _decode(files: RawFiles, items: list[tuple[str, int]]) -> tuple[np.ndarray, 
     """JPEG files as uint8 (n, 3, 64, 64), and their labels (n,); grey ones (about 2 %) become RGB."""
     images = np.empty((len(items), 3, _SIDE, _SIDE), np.uint8)
     for image, (name, _) in zip(images, items, strict=True):
-        decoded = decode_image(io.BytesIO(files.read(name, _LARGEST)), files.where(name), (_SIDE, _SIDE))
+        decoded = decode_image(files.read(name, _LARGEST), files.where(name), (_SIDE, _SIDE))
         image[...] = decoded.transpose(2, 0, 1)
     return images, np.array([label for _, label in items])
 

@@ -74,7 +74,7 @@ def _images(spec: RunSpec, n: int) -> ArraySplit:
     """n images that take no memory of the host."""
     labels = np.broadcast_to(np.zeros((), np.int64), n)
     if SOURCES[spec.benchmark].streamed:
-        return ArraySplit(labels, paths=[Path()] * n)
+        return ArraySplit(labels, files=[Path()] * n)
     return ArraySplit(labels, images=np.broadcast_to(np.zeros((), np.uint8), (n, 3, *image_shape(spec.benchmark))))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Hashable
@@ -176,7 +177,7 @@ class WarmUp:
         for path, pixels in zip(paths, images, strict=True):
             if not path.exists():
                 Image.fromarray(pixels.transpose(1, 2, 0)).save(path, quality=90)
-        return ArraySplit(labels, paths=[paths[i % distinct] for i in range(n)])
+        return ArraySplit(labels, files=[paths[i % distinct] for i in range(n)])
 
     def step(self, spec: RunSpec) -> Cost:
         """A training step, per image; never compiled."""
@@ -195,7 +196,8 @@ class WarmUp:
             trainer = Trainer(Job(part, data, RunFolder(self.folder), runtime, progress_bar=False))
             opened.callback(trainer.close)
             index = torch.arange(size)
-            return lambda: trainer.step(index, index)  # the next batch is decoded meanwhile, as in training
+            trainer.images.read_ahead(itertools.repeat(index))  # decoded meanwhile, as in training
+            return lambda: trainer.step(index)
 
         def fit(size: int) -> int:
             return size - size % spec.w_size if whitens and size >= spec.w_size else size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
 import torch
@@ -109,14 +109,13 @@ class Trainer:
         spec, progress, steps = self.job.spec, self.progress, self.steps_per_epoch
         # Events after the checkpoint belong to steps that are now repeated.
         board = EventFile(self.job.folder.tensorboard, progress.step or None, self._say)
+        batches = self._batches(progress.step)
+        self.images.read_ahead(self._batches(progress.step))
         with self._bar() as bar:
             for epoch in range(len(progress.history), spec.epochs):
-                order = torch.randperm(len(self.images), generator=stream(spec.seed, "order", epoch))
-                batches = order[: steps * spec.batch_size].split(spec.batch_size)
                 started = time.perf_counter() - progress.epoch.seconds
-                for step in range(progress.step, (epoch + 1) * steps):
-                    i = step - epoch * steps
-                    output = self.step(batches[i], *batches[i + 1 : i + 2])
+                for i in range(progress.step - epoch * steps, steps):
+                    output = self.step(next(batches))
                     progress.epoch.loss_sum += output.loss.detach().double()
                     if i + 1 == steps:
                         self._measure(output)
@@ -128,18 +127,23 @@ class Trainer:
         self.save()
         return progress.history
 
+    def _batches(self, first: int) -> Iterator[Tensor]:
+        """The images (N,) of every step from the step `first` to the end of the training."""
+        spec, steps = self.job.spec, self.steps_per_epoch
+        for epoch in range(first // steps, spec.epochs):
+            order = torch.randperm(len(self.images), generator=stream(spec.seed, "order", epoch))
+            yield from order[: steps * spec.batch_size].split(spec.batch_size)[max(first - epoch * steps, 0) :]
+
     def close(self) -> None:
         """End the threads that decode images."""
         for images in (self.images, *(images for images, _ in self.probe)):
             images.close()
 
-    def step(self, index: Tensor, following: Tensor | None = None) -> StepOutput:
-        """One optimiser step on the images `index` (N,), while those of the `following` step are fetched."""
+    def step(self, index: Tensor) -> StepOutput:
+        """One optimiser step on the images `index` (N,)."""
         spec, runtime, step = self.job.spec, self.job.runtime, self.progress.step
         runtime.begin_step()
         views = self.images.views(index, spec.d, spec.seed, step)
-        if following is not None:
-            self.images.prefetch(following)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(spec, step, self.steps_per_epoch)
         slices = self.method.draw(len(index), stream(spec.seed, "slices", step))
