@@ -77,6 +77,9 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("benchmark")
     _add_data_root(command)
     command.add_argument("--no-download", action="store_true", help="use only what lies in the raw folder")
+    command.add_argument(
+        "--pack", action="store_true", help="copy the JPEG files of a streamed benchmark into one file"
+    )
 
     command = add("pretrain", run_pretrain, "train one run (continues from its checkpoint)", epilog=EXIT_CODES)
     _add_run(command)
@@ -210,7 +213,8 @@ def _add_runtime(command: argparse.ArgumentParser) -> None:
 def run_prepare(options: argparse.Namespace, output: Output) -> None:
     from wmse.datasets import prepare
 
-    data = prepare(options.benchmark, options.data_root, download=not options.no_download, log=output)
+    download = not options.no_download
+    data = prepare(options.benchmark, options.data_root, download=download, pack=options.pack, log=output)
     output(f"{options.benchmark}: ready in {data.folder}, {data.digest}")
 
 

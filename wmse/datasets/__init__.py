@@ -37,17 +37,19 @@ def find_sources(package: str, folders: Iterable[str]) -> dict[str, Source]:
 SOURCES: dict[str, Source] = find_sources(__name__, __path__)
 
 
-def prepare(benchmark: str, data_root: Path, *, download: bool = True, log: Log = print) -> Prepared:
+def prepare(
+    benchmark: str, data_root: Path, *, download: bool = True, pack: bool = False, log: Log = print
+) -> Prepared:
     """Bring a benchmark into its prepared form in `data_root`/<benchmark>/prepared and open it.
 
     Takes the raw files that lie in `data_root`/<benchmark>/raw and otherwise downloads them, if `download` allows and
-    the benchmark's terms do. Returns at once if the prepared form exists. Several processes may call it at once. `log`
-    gets lines of text.
+    the benchmark's terms do. With `pack`, JPEG files are copied into one file of the prepared form. Returns at once if
+    the prepared form exists. Several processes may call it at once. `log` gets lines of text.
 
     Raises DataError: unknown benchmark; nothing there to prepare (the message says what to place where); files that
     are not the published ones.
     """
-    return prepare_source(_source(benchmark), Path(data_root), download=download, log=log)
+    return prepare_source(_source(benchmark), Path(data_root), download=download, pack=pack, log=log)
 
 
 def load(benchmark: str, data_root: Path, *, verify: bool = False) -> Prepared:

@@ -17,22 +17,34 @@ from wmse.files import file_digest
 from wmse.locks import exclusive_lock, lock_holder
 
 
-def prepare_source(source: Source, data_root: Path, *, download: bool = True, log: Log = print) -> Prepared:
+def prepare_source(
+    source: Source, data_root: Path, *, download: bool = True, pack: bool = False, log: Log = print
+) -> Prepared:
     """Bring `source` into its prepared form unless it is there already; see `wmse.datasets.prepare`."""
+    if pack and not source.streamed:
+        raise DataError(f"{source.name}: its images are stored as an array, not as JPEG files: leave out --pack")
     data_root = Path(data_root)
-    with contextlib.suppress(DataError):
-        return load_prepared(source, data_root)
+    if found := _find_prepared(source, data_root, pack):
+        return found
     lock = data_root / source.name / ".prepare.lock"
     if holder := lock_holder(lock):
         log(f"{source.name}: waiting for {holder}")
     with exclusive_lock(lock, f"wmse prepare {source.name}", error=DataError, wait=True):
-        with contextlib.suppress(DataError):
-            return load_prepared(source, data_root)  # another process may have finished meanwhile
+        if found := _find_prepared(source, data_root, pack):  # another process may have finished meanwhile
+            return found
         if source.streamed:
-            write_listing(source, data_root, source.scan(source, data_root, log))
+            write_listing(source, data_root, source.scan(source, data_root, log), pack)
         else:
             _prepare_arrays(source, data_root, download, log)
         return load_prepared(source, data_root)
+
+
+def _find_prepared(source: Source, data_root: Path, pack: bool) -> Prepared | None:
+    """The prepared form that is there already, packed if it must be."""
+    with contextlib.suppress(DataError):
+        prepared = load_prepared(source, data_root)
+        return prepared if prepared.packed or not pack else None
+    return None
 
 
 def placed_raw(source: Source, raw: Path) -> Iterator[tuple[Path, Archive]]:

@@ -3,7 +3,9 @@
     <data root>/<benchmark>/prepared/manifest.json
                                      train-images.npy    uint8 (n, 3, H, W)
                                      train-labels.npy    int64 (n,), -1 = unlabeled
-                                     train-paths.txt     instead of the images of a streamed benchmark
+                                     train-paths.txt     instead of the images of a streamed benchmark,
+                                     train-pack.pack     and if they are packed, the JPEG files themselves (pack.py)
+                                     train-index.npy     int64 (n + 1,), where they begin and end there
 
 A split is a range of rows of such an array, so splits may share one (pretrain and train).
 
@@ -28,6 +30,8 @@ from typing import Any
 
 import numpy as np
 
+from wmse.datasets.download import progress_bar
+from wmse.datasets.pack import Pack, write_pack
 from wmse.datasets.source import Chunk, Listing, Rows, Source, check_counts
 from wmse.datasets.splits import ImageFile
 from wmse.errors import DataError, explain
@@ -67,8 +71,10 @@ class PreparedSplit:
 
     @property
     def files(self) -> Sequence[ImageFile]:
-        """The JPEG files; DataError for a benchmark that is stored as an array."""
-        return self.paths
+        """The JPEG files, where they lie or packed; DataError for a benchmark that is stored as an array."""
+        if "pack" not in self._entry:
+            return self.paths
+        return Pack(self._folder / self._entry["pack"], self._ends(), self._names())
 
     @cached_property
     def paths(self) -> list[Path]:
@@ -76,6 +82,10 @@ class PreparedSplit:
         if "paths" not in self._entry:
             raise DataError(f"{self._folder}: split {self.name!r} is stored as an array: use `images`, not `paths`")
         raw = (self._data_root / self._entry["raw"]).resolve()
+        return [raw / name for name in self._names()]
+
+    def _names(self) -> list[str]:
+        """The files of the split, relative to the raw folder."""
         file = self._folder / self._entry["paths"]
         try:
             names = file.read_text(encoding="utf-8").splitlines()[self._rows]
@@ -83,7 +93,13 @@ class PreparedSplit:
             raise DataError(f"{file}: not a list of files ({error}): {_again(self._folder)}") from None
         if len(names) != len(self):
             raise DataError(f"{file}: {len(names):,} lines for {len(self):,} images: {_again(self._folder)}")
-        return [raw / name for name in names]
+        return names
+
+    def _ends(self) -> np.ndarray:
+        """Where the files of the split begin and end in the packed file, (n + 1,) int64."""
+        path = self._folder / self._entry["index"]
+        _check_digest(path, self._entry["index_sha256"])  # small enough, always
+        return np.array(_open_array(path)[self._rows.start : self._rows.stop + 1])
 
     def _array(self, kind: str, dtype: type) -> np.ndarray:
         """The rows of a stored array, which must be of the type and shape that the manifest states."""
@@ -116,10 +132,15 @@ class Prepared:
     def __iter__(self) -> Iterator[str]:
         return iter(self._splits)
 
+    @property
+    def packed(self) -> bool:
+        """Whether the JPEG files of a streamed benchmark are packed."""
+        return all("pack" in entry for entry in self.manifest["splits"].values())
+
     def verify(self) -> None:
         """Hash all stored arrays again; DataError naming the file that is not what the manifest says."""
         entries = self.manifest["splits"].values()
-        kinds = ("images", "labels", "paths")
+        kinds = ("images", "labels", "paths", "index", "pack")
         stored = {entry[kind]: entry[f"{kind}_sha256"] for entry in entries for kind in kinds if kind in entry}
         for name, expected in stored.items():
             _check_digest(self.folder / name, expected)
@@ -161,27 +182,33 @@ def _check_manifest(source: Source, folder: Path, manifest: Mapping[str, Any], c
             raise DataError(f"{folder / MANIFEST}: its splits are not those of {source.name}: {command}")
         for name, rows in source.splits.items():
             entry = manifest["splits"][name]
-            expected = _expected_entry(source, rows)
-            texts = [manifest["digest"], *(entry[f"{kind}_sha256"] for kind in _kinds(source))]
+            expected = _expected_entry(source, rows, entry)
+            texts = [manifest["digest"], *(entry[f"{kind}_sha256"] for kind in _kinds(source, entry))]
             texts += [entry["raw"]] if source.streamed else []
             for key, value in expected.items():
                 if json.dumps(entry[key]) != json.dumps(value):  # as text, because 1 == 1.0 == True
                     raise DataError(f"{folder / MANIFEST}: '{key}' of split '{name}' must be {value}: {command}")
             if not all(isinstance(text, str) and "\0" not in text for text in texts):
                 raise DataError(f"{folder / MANIFEST}: digests and folders must be text: {command}")
-            _check_sizes(folder, {entry[kind]: entry[f"{kind}_bytes"] for kind in _kinds(source)}, command)
+            _check_sizes(folder, {entry[kind]: entry[f"{kind}_bytes"] for kind in _kinds(source, entry)}, command)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / MANIFEST}: incomplete ({error!r}): {command}") from error
 
 
-def _kinds(source: Source) -> tuple[str, str]:
-    return ("paths", "labels") if source.streamed else ("images", "labels")
+_SUFFIXES = {"images": ".npy", "labels": ".npy", "paths": ".txt", "index": ".npy", "pack": ".pack"}
 
 
-def _expected_entry(source: Source, rows: Rows) -> dict[str, Any]:
+def _kinds(source: Source, entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """The kinds of files that a split must have."""
+    if not source.streamed:
+        return "images", "labels"
+    return ("paths", "labels", "index", "pack") if "pack" in entry else ("paths", "labels")
+
+
+def _expected_entry(source: Source, rows: Rows, entry: Mapping[str, Any]) -> dict[str, Any]:
     """What the manifest must say about a split."""
     count = rows.stop - rows.start
-    names = {kind: f"{rows.array}-{kind}{'.txt' if kind == 'paths' else '.npy'}" for kind in _kinds(source)}
+    names = {kind: f"{rows.array}-{kind}{_SUFFIXES[kind]}" for kind in _kinds(source, entry)}
     shape = [count] if source.streamed else [count, 3, source.image_size, source.image_size]
     return {"start": rows.start, "stop": rows.stop, "count": count, "shape": shape, **names}
 
@@ -233,9 +260,15 @@ def write_arrays(
     _write_manifest(source, folder, stored, checked, key="images_sha256")
 
 
-def write_listing(source: Source, data_root: Path, listing: Listing) -> None:
-    """Store the list of JPEG files of a streamed benchmark; DataError if the counts are not the published ones."""
+def write_listing(source: Source, data_root: Path, listing: Listing, pack: bool = False) -> None:
+    """Store the list of JPEG files of a streamed benchmark, and the files themselves if they are to be packed.
+
+    The digest is the same either way. DataError if the counts are not the published ones.
+    """
     folder = _fresh_folder(source, data_root)
+    if pack:
+        files = [path for name in source.arrays() for _, path in listing.images[name]]
+        _check_space(source, folder, sum(path.stat().st_size for path in files))
     label_of = {class_name: label for label, class_name in enumerate(listing.classes)}
     stored: dict[str, dict[str, Any]] = {}
     for name in source.arrays():
@@ -254,6 +287,7 @@ def write_listing(source: Source, data_root: Path, listing: Listing) -> None:
             "paths_bytes": target.stat().st_size,
             "files_sha256": hashlib.sha256(keys.encode()).hexdigest(),
             **_store_labels(folder, name, labels),
+            **(_store_pack(folder, name, [path for _, path in images]) if pack else {}),
         }
     _write_manifest(source, folder, stored, [], key="files_sha256")
 
@@ -305,7 +339,14 @@ def _fresh_folder(source: Source, data_root: Path) -> Path:
     folder = prepared_folder(source, data_root)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    for pattern in (".*.tmp", "*-images.npy", "*-labels.npy", "*-paths.txt"):  # the caller holds the lock
+    for pattern in (
+        ".*.tmp",
+        "*-images.npy",
+        "*-labels.npy",
+        "*-paths.txt",
+        "*-index.npy",
+        "*-pack.pack",
+    ):  # the caller holds the lock
         for leftover in folder.glob(pattern):
             leftover.unlink()
     return folder
@@ -319,15 +360,30 @@ def _check_space(source: Source, folder: Path, needed: int) -> None:
 
 def _store_labels(folder: Path, name: str, labels: np.ndarray) -> dict[str, Any]:
     target = folder / f"{name}-labels.npy"
-    content = io.BytesIO()  # numpy's own write to a file does not say that the disk is full
-    np.save(content, labels)
-    with atomic_path(target) as temporary:
-        temporary.write_bytes(content.getbuffer())
+    _save(target, labels)
     return {
         "labels": target.name,
         "labels_sha256": hashlib.sha256(np.ascontiguousarray(labels, "<i8")).hexdigest(),
         "labels_bytes": target.stat().st_size,
     }
+
+
+def _save(target: Path, array: np.ndarray) -> None:
+    content = io.BytesIO()  # numpy's own write to a file does not say that the disk is full
+    np.save(content, array)
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(content.getbuffer())
+
+
+def _store_pack(folder: Path, name: str, files: list[Path]) -> dict[str, Any]:
+    pack, index = folder / f"{name}-pack.pack", folder / f"{name}-index.npy"
+    with progress_bar(len(files), "files", f"packing {name}") as bar:
+        ends = write_pack(pack, files, bar.update)
+    _save(index, ends)
+    stored: dict[str, Any] = {}
+    for kind, path in (("pack", pack), ("index", index)):
+        stored |= {kind: path.name, f"{kind}_sha256": _content_sha256(path), f"{kind}_bytes": path.stat().st_size}
+    return stored
 
 
 def _write_manifest(
