@@ -17,7 +17,7 @@ from wmse.files import write_text
 from wmse.provenance import provenance
 from wmse.runtime import resolve
 
-SUITES = ("loss", "views", "step", "evaluation", "data", "overheads", "growth")
+SUITES = ("loss", "views", "step", "evaluation", "data", "decode", "overheads", "growth")
 COMPARED = ("lightly", "kornia", "scikit-learn")
 
 
