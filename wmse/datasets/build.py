@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from wmse.datasets.prepared import Prepared, load_prepared, write_arrays, write_
 from wmse.datasets.source import Archive, Log, Source
 from wmse.errors import DataError
 from wmse.files import file_digest
-from wmse.locks import exclusive_lock, lock_holder
+from wmse.locks import exclusive_lock
 
 
 def prepare_source(source: Source, data_root: Path, *, download: bool = True, log: Log = print) -> Prepared:
@@ -23,9 +24,7 @@ def prepare_source(source: Source, data_root: Path, *, download: bool = True, lo
     with contextlib.suppress(DataError):
         return load_prepared(source, data_root)
     lock = data_root / source.name / ".prepare.lock"
-    if holder := lock_holder(lock):
-        log(f"{source.name}: waiting for {holder}")
-    with exclusive_lock(lock, f"wmse prepare {source.name}", error=DataError, wait=True):
+    with exclusive_lock(lock, f"wmse prepare {source.name}", DataError, wait=math.inf, say=log):
         with contextlib.suppress(DataError):
             return load_prepared(source, data_root)  # another process may have finished meanwhile
         if source.streamed:
