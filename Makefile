@@ -88,7 +88,7 @@ $(VENV)/.slurm: $(VENV)/.complete envs/slurm.lock
 
 slurm: $(VENV)/.slurm ## make .venv able to run the DAG on a Slurm cluster (docs/cluster.md)
 
-test-slurm: $(VENV)/.slurm ## the workflow on a real Slurm of two nodes, which root on Debian 12 starts itself
+test-slurm: $(VENV)/.slurm ## the workflow on a real Slurm of three nodes, which root on Debian 12 starts itself
 	$(IN_VENV) tests/slurm/run.sh $(PYTEST_ARGS)
 
 clean: ## remove what the DAG generated for the current configuration (data and environment stay)

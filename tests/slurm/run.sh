@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The workflow on a real Slurm: `make test-slurm`. Two nodes with pretend GPUs run on this machine, in namespaces of their
+# The workflow on a real Slurm: `make test-slurm`. Three nodes with pretend GPUs run on this machine, in namespaces of their
 # own (root on Debian 12): no network, nothing of it outlives this script, and the machine's /etc/slurm stays as it is.
 # Where that is impossible, the reason is said loudly and nothing is tested. WMSE_SLURM=required turns that into a
 # failure. Arguments go to pytest.
@@ -98,9 +98,11 @@ GresTypes=gpu
 SlurmdParameters=config_overrides
 NodeName=n1 NodeHostname=ci Port=17001 CPUs=32 RealMemory=32000 Gres=gpu:2
 NodeName=n2 NodeHostname=ci Port=17002 CPUs=1 RealMemory=32000 Gres=gpu:2
+NodeName=n3 NodeHostname=ci Port=17003 CPUs=32 RealMemory=32000 Gres=gpu:2
 PartitionName=main Nodes=n1 Default=YES
 PartitionName=low Nodes=n2 PriorityTier=1
 PartitionName=high Nodes=n2 PriorityTier=2
+PartitionName=other Nodes=n3
 CONF
 cat >"$work/etc/gres.conf" <<'CONF'
 # Pretend GPUs: Slurm gives them out, and tells each job its own.
@@ -143,8 +145,9 @@ start() {
   slurmctld
   slurmd -N n1
   slurmd -N n2
+  slurmd -N n3
   # shellcheck disable=SC2016 # it is for the inner shell
-  tryfor 30 sh -c '[ "$(sinfo --noheader --Node --format "%N %T" | sort -u)" = "$(printf "n1 idle\nn2 idle")" ]'
+  tryfor 30 sh -c '[ "$(sinfo --noheader --Node --format "%N %T" | sort --unique)" = "$(printf "n1 idle\nn2 idle\nn3 idle")" ]'
 }
 trap 'tail -n 20 "$work"/log/*; echo "0 passed, 1 failed: Slurm does not start"' EXIT
 start >"$work/log/start" 2>&1
