@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from wmse.errors import ConfigError, OutOfMemoryError, WmseError, shorten
+from wmse.errors import ConfigError, OutOfMemoryError, shorten
 from wmse.gpus import claim_gpu
 from wmse.provenance import peak_memory_bytes
 

@@ -64,8 +64,8 @@ def edit(folder: Path, **changes: Any) -> None:
     path.write_text(yaml.safe_dump(profile))
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow/Snakefile"), *arguments]
+# What a script starts in the background ignores Ctrl-C otherwise.
+SNAKEMAKE = ["env", "--default-signal=INT", sys.executable, "-m", "snakemake"]
 
 
 class Workflow:
@@ -75,7 +75,7 @@ class Workflow:
         self.folder = folder
         with open(folder / "log", "w") as log:
             self.process = subprocess.Popen(
-                command("--workflow-profile", "profile", *arguments),
+                [*SNAKEMAKE, "--snakefile", ROOT / "workflow/Snakefile", "--workflow-profile", "profile", *arguments],
                 cwd=folder,
                 env=environment(PYTHONPATH=os.environ.get("PYTHONPATH", str(ROOT)), **PATIENT),
                 stdout=log,
