@@ -155,6 +155,7 @@ trap - EXIT
 
 stage "tests"
 status=0
-pytest tests/slurm --numprocesses 7 --basetemp "$work/pytest" "$@" || status=$?
+# The cases mostly wait, so all do so at once; the common conftest.py would load torch in every process.
+pytest tests/slurm --confcutdir tests/slurm --numprocesses 8 --basetemp "$work/pytest" "$@" || status=$?
 stage "done"
 exit $status

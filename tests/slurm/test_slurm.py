@@ -23,8 +23,7 @@ import pytest
 import yaml
 
 from builders import ROOT
-from builders.runs import TINY
-from builders.workflow import PATIENT, environment, outcome, snakemake
+from builders.workflow import PATIENT, TINY, environment, outcome, snakemake
 
 if "WMSE_SLURM_WORK" not in os.environ:
     pytest.skip("Slurm is tested by `make test-slurm`", allow_module_level=True)
@@ -184,12 +183,12 @@ def test_each_training_gets_a_gpu_of_its_own_and_a_cancelled_workflow_saves_all(
         assert len({variables["SLURM_JOB_ID"] for variables in own}) == 2
         workflow.process.send_signal(signal.SIGINT)
         assert workflow.process.wait(120) != 0
-        deadline = time.monotonic() + 60
-        while len(re.findall("stopped by SIGTERM after step", workflow.said)) < 2:
+        deadline = time.monotonic() + 120
+        while slurm("squeue", "--noheader", "--jobs", ",".join(workflow.jobs()), check=False):
             assert time.monotonic() < deadline, workflow.said
-            time.sleep(0.2)
+            time.sleep(0.5)
+    assert workflow.said.count("stopped by SIGTERM after step") == 2
     assert len(list(folder.glob("results/runs/*/*/*/checkpoints/*.pt"))) == 2
-    assert slurm("squeue", "--noheader", "--jobs", ",".join(workflow.jobs()), check=False) == ""
 
 
 # --- signals ----------------------------------------------------------------------------------------------------------
