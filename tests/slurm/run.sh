@@ -30,7 +30,7 @@ if [ -z "${WMSE_SLURM_WORK:-}" ]; then
   own=(unshare --mount --net --uts --pid --fork --mount-proc --kill-child)
   "${own[@]}" true 2>/dev/null || skip "this system does not give out namespaces"
   WMSE_SLURM_WORK=$(mktemp -d /tmp/wmse-slurm.XXXXXX)
-  trap 'kill ${child:-} 2>/dev/null; rm -rf "$WMSE_SLURM_WORK"' EXIT
+  trap 'kill ${child:-} 2>/dev/null || true; rm -rf "$WMSE_SLURM_WORK"' EXIT
   trap 'exit 130' INT TERM
   export WMSE_SLURM_WORK
   stage "apptainer"
