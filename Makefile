@@ -10,7 +10,7 @@ IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 # The preset to look at, e.g. `make estimate PRESET=paper`; that of config.yaml if empty.
 PRESET ?=
 
-.PHONY: help quickstart estimate test test-processors test-faults bench lint format lock image sif test-containers clean
+.PHONY: help quickstart estimate test test-processors test-faults bench lint format lock image sif test-containers slurm test-slurm clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,7 +52,7 @@ lint: $(VENV)/.complete ## ruff (lint and format), snakefmt, snakemake --lint, h
 	$(IN_VENV) snakefmt --check workflow
 	$(IN_VENV) snakemake --lint
 	$(IN_VENV) hadolint Dockerfile
-	$(IN_VENV) shellcheck docker/*.sh envs/*.sh tests/containers/*.sh .ci/run
+	$(IN_VENV) shellcheck docker/*.sh envs/*.sh tests/containers/*.sh tests/slurm/*.sh .ci/run
 
 format: $(VENV)/.complete ## apply the formatters
 	$(IN_VENV) ruff check --fix .
@@ -64,6 +64,7 @@ lock: ## resolve the dependencies again (needs uv): everything, and what the ima
 	$(LOCK) --extra dev pyproject.toml --output-file envs/requirements.lock
 	$(LOCK) --constraint envs/requirements.lock pyproject.toml --output-file envs/runtime.lock
 	$(LOCK) --constraint envs/requirements.lock --extra bench pyproject.toml --output-file envs/bench.lock
+	$(LOCK) --constraint envs/requirements.lock --extra slurm pyproject.toml --output-file envs/slurm.lock
 	$(PYTHON) tools/conda_env.py > envs/wmse.yaml
 
 IMAGE ?= wmse-repro
@@ -80,6 +81,15 @@ sif: ## make docker/wmse-repro.sif for --use-singularity from that image (ARCHIV
 
 test-containers: $(VENV)/.complete ## build and test the image in Docker and Apptainer (WHOLE=1: with the whole quick preset)
 	$(IN_VENV) tests/containers/run.sh $(PYTEST_ARGS)
+
+$(VENV)/.slurm: $(VENV)/.complete envs/slurm.lock
+	$(PYTHON) -m pip --python $(BIN)/python install --require-hashes -r envs/slurm.lock --progress-bar off
+	touch $@
+
+slurm: $(VENV)/.slurm ## make .venv able to run the DAG on a Slurm cluster (docs/cluster.md)
+
+test-slurm: $(VENV)/.slurm ## the workflow on a real Slurm of three nodes, which root on Debian 12 starts itself
+	$(IN_VENV) tests/slurm/run.sh $(PYTEST_ARGS)
 
 clean: ## remove what the DAG generated for the current configuration (data and environment stay)
 	$(IN_VENV) snakemake --cores 1 --delete-all-output

@@ -48,6 +48,11 @@ def test_the_image_installs_what_the_environment_installs() -> None:
     assert pins("envs/runtime.lock").items() <= pins("envs/requirements.lock").items()
 
 
+def test_a_cluster_gets_the_executor_and_otherwise_what_the_environment_installs() -> None:
+    more = dict(pins("envs/slurm.lock").items() - pins("envs/requirements.lock").items())
+    assert set(more) == {"snakemake-executor-plugin-slurm", "snakemake-executor-plugin-slurm-jobstep"}
+
+
 def test_the_image_names_this_version() -> None:
     assert f"\nARG VERSION={wmse.__version__}\n" in (ROOT / "Dockerfile").read_text()
 

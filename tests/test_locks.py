@@ -15,7 +15,7 @@ import pytest
 
 from wmse.datasets import prepare
 from wmse.errors import DataError, WmseError
-from wmse.locks import exclusive_lock, lock_holder, take_lock
+from wmse.locks import exclusive_lock, lock_holder, patience, take_lock
 
 HOST = socket.gethostname()
 HOLD = """
@@ -61,20 +61,35 @@ def test_a_lock_is_free_once_its_holder_died(tmp_path: Path) -> None:
             assert path.read_text().startswith("me (pid ")
 
 
-def test_a_waiting_process_gets_the_lock_only_when_it_is_released(tmp_path: Path) -> None:
+def test_a_waiting_process_says_for_whom_and_gets_the_lock_only_when_it_is_released(tmp_path: Path) -> None:
     path = tmp_path / "run.lock"
-    waiter = HOLD.replace("with ", 'print("asking", flush=True)\nwith ').replace('run")', 'run", wait=True)')
-    command = [sys.executable, "-c", waiter, str(path)]
+    say = "lambda line: print(line, flush=True)"
+    command = [sys.executable, "-c", HOLD.replace('run")', f'run", wait=60, say={say})'), str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
         assert process.stdout is not None
         try:
             with exclusive_lock(path, "me"):
-                assert process.stdout.readline() == b"asking\n"
+                waiting = f"{path}: waiting for me (pid {os.getpid()} on {HOST})\n"
+                assert process.stdout.readline() == waiting.encode()
                 assert not select.select([process.stdout], [], [], 0.3)[0]  # neither the lock nor an error
             assert process.communicate(timeout=60)[0] == b"held\n"
         finally:
             process.kill()
     assert "the first run" in path.read_text()
+
+
+def test_patience_ends_with_the_refusal(tmp_path: Path) -> None:
+    lines: list[str] = []
+    with exclusive_lock(tmp_path / "lock", "a"), pytest.raises(WmseError, match="is locked by a"):
+        take_lock(tmp_path / "lock", "b", wait=0.3, say=lines.append)
+    assert len(lines) == 1
+
+
+def test_a_run_waits_for_its_predecessor_in_a_slurm_job_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert patience() == 0
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert patience() == 120
 
 
 def test_a_preparation_waits_for_another_one_and_says_for_whom(tmp_path: Path) -> None:
@@ -86,7 +101,8 @@ def test_a_preparation_waits_for_another_one_and_says_for_whom(tmp_path: Path) -
         held.close()
 
     prepare("fashion_mnist", tmp_path, log=log)
-    assert lines[0] == f"fashion_mnist: waiting for wmse prepare fashion_mnist (pid {os.getpid()} on {HOST})"
+    waiting = f"waiting for wmse prepare fashion_mnist (pid {os.getpid()} on {HOST})"
+    assert lines[0] == f"{tmp_path}/fashion_mnist/.prepare.lock: {waiting}"
 
 
 def test_a_lock_is_released_on_leaving_even_after_an_error(tmp_path: Path) -> None:

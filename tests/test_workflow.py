@@ -25,6 +25,7 @@ from wmse.workflow import (
     pretrain_threads,
     rule_graph_config,
     share_of_cores,
+    shown_variables,
     stage_command,
 )
 
@@ -208,6 +209,7 @@ SETTINGS: dict[str, Any] = {
     "preset": "quick",
     "data_root": "data sets",
     "device": "cpu",
+    "gpu_slots": 1,
     "threads": "auto",
     "channels_last": True,
     "compile": "auto",
@@ -261,6 +263,12 @@ def test_a_container_sees_the_folders_outside_and_both_ends_of_a_link(
         binds([("/a,b", "/c")], "")
 
 
+def test_a_container_is_told_which_gpu_is_its_jobs() -> None:
+    environment = {"CUDA_VISIBLE_DEVICES": "1", "SLURM_JOB_ID": "7", "SLURM_CONF": "x", "PATH": "y"}
+    shown = {"APPTAINERENV_CUDA_VISIBLE_DEVICES": "1", "APPTAINERENV_SLURM_JOB_ID": "7"}
+    assert shown_variables(environment) == shown
+
+
 @pytest.mark.parametrize(
     ("jobs", "cores", "threads", "expected"), [(1, 8, "auto", 8), (3, 8, "auto", 2), (40, 8, "auto", 1), (3, 8, 5, 5)]
 )
@@ -277,7 +285,8 @@ def test_a_training_gets_threads_by_its_length_where_runs_are_few_and_cores_are_
 
 def test_commands_say_all_settings_of_the_machine() -> None:
     assert stage_command("evaluate", SETTINGS) == (
-        "wmse evaluate --data-root 'data sets' --preset quick --device cpu --channels-last true --compile auto "
+        "exec wmse evaluate --data-root 'data sets' --preset quick --device cpu --gpu-slots 1 --channels-last true "
+        "--compile auto "
     )
     assert stage_command("evaluate", {**SETTINGS, "deterministic": True}).endswith(" --deterministic ")
     assert pretrain_flags(1, 8, SETTINGS) == "--checkpoint-seconds 600 --keep-checkpoints 2 "

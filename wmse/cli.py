@@ -205,6 +205,9 @@ def _add_runtime(command: argparse.ArgumentParser) -> None:
     command.add_argument("--channels-last", choices=["auto", "true", "false"], default="auto")
     command.add_argument("--compile", choices=["auto", "true", "false"], default="auto")
     command.add_argument("--deterministic", action="store_true", help="bit-reproducible kernels on a GPU")
+    command.add_argument(
+        "--gpu-slots", type=_positive(int), default=1, help="how many processes may share a GPU (default: 1)"
+    )
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -241,14 +244,14 @@ def run_estimate(options: argparse.Namespace, output: Output) -> None:
 
     runtimes: dict[str, Runtime] = {}
 
-    def runtime(spec: RunSpec) -> Runtime:
-        if spec.precision not in runtimes:
-            runtimes[spec.precision] = _runtime(options, spec)
-            options.device = str(runtimes[spec.precision].device)  # "cuda" would claim one more GPU each time
-        return runtimes[spec.precision]
-
     def progress(line: str) -> None:
         output(line, file=sys.stderr)
+
+    def runtime(spec: RunSpec) -> Runtime:
+        if spec.precision not in runtimes:
+            runtimes[spec.precision] = _runtime(options, spec, progress)
+            options.device = str(runtimes[spec.precision].device)  # "cuda" would claim one more GPU each time
+        return runtimes[spec.precision]
 
     meter = PowerMeter(runtime(project.runs[0]).device, options.watts)
     results = options.root / project.settings["results"]
@@ -291,7 +294,7 @@ def run_pretrain(options: argparse.Namespace, output: Output) -> int:
         spec,
         load(spec.benchmark, options.data_root),
         folder,
-        _runtime(options, spec),
+        _runtime(options, spec, output),
         preset,
         CheckpointPolicy(options.checkpoint_seconds, options.checkpoint_epochs, options.keep_checkpoints),
         output,
@@ -312,7 +315,7 @@ def run_evaluate(options: argparse.Namespace, output: Output) -> None:
     from wmse.runs.job import Job
 
     data = load(spec.benchmark, options.data_root)
-    runtime = _runtime(options, spec)
+    runtime = _runtime(options, spec, output)
     evaluate(Job(spec, data, folder, runtime, preset, log=output))
 
 
@@ -387,9 +390,16 @@ def _json_object(option: str, text: str) -> dict[str, Any]:
     return content
 
 
-def _runtime(options: argparse.Namespace, spec: RunSpec) -> Runtime:
+def _runtime(options: argparse.Namespace, spec: RunSpec, say: Callable[[str], None]) -> Runtime:
     from wmse.runtime import resolve
 
     return resolve(
-        options.device, spec.precision, options.channels_last, options.compile, options.deterministic, options.threads
+        options.device,
+        spec.precision,
+        options.channels_last,
+        options.compile,
+        options.deterministic,
+        options.threads,
+        options.gpu_slots,
+        say,
     )

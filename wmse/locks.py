@@ -11,11 +11,20 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
 from wmse.errors import WmseError
+
+# A batch system may start a job again while its predecessor is still writing its last checkpoint.
+PREDECESSOR = 120.0  # Seconds.
+
+
+def patience() -> float:
+    """Seconds that a run waits for its own lock: in a Slurm job for the end of a predecessor, elsewhere none."""
+    return PREDECESSOR if "SLURM_JOB_ID" in os.environ else 0.0
 
 
 def lock_holder(path: Path) -> str | None:
@@ -29,21 +38,37 @@ def lock_holder(path: Path) -> str | None:
 
 
 def take_lock(
-    path: Path, holder: str, error: type[WmseError] = WmseError, *, wait: bool = False, shared: bool = False
+    path: Path,
+    holder: str,
+    error: type[WmseError] = WmseError,
+    *,
+    wait: float = 0,
+    say: Callable[[str], None] = print,
+    shared: bool = False,
 ) -> IO[str]:
     """Take an advisory lock on `path` until the returned file is closed or the process ends, however it ends.
 
-    Several may hold a `shared` lock, of which the last writes its name. With `wait`, block until the lock is free;
-    otherwise raise `error` naming who holds it: what, process id and host.
+    Several may hold a `shared` lock, of which the last writes its name. While somebody else holds it, `say` gets one
+    line that names who: what, process id and host. After `wait` seconds `error` is raised, which names them, too.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (stays open on purpose)
     try:
         lock = _whole_file(fcntl.F_RDLCK if shared else fcntl.F_WRLCK)
-        try:
-            fcntl.fcntl(file, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, lock)
-        except BlockingIOError:
-            raise error(f"{path} is locked by {_name_in(file)}: wait for it to finish, or stop it first") from None
+        deadline, said = time.monotonic() + wait, False
+        while True:
+            try:
+                fcntl.fcntl(file, fcntl.F_OFD_SETLK, lock)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise error(
+                        f"{path} is locked by {_name_in(file)}: wait for it to finish, or stop it first"
+                    ) from None
+            if not said:
+                say(f"{path}: waiting for {_name_in(file)}")
+                said = True
+            time.sleep(0.2)
         file.truncate(0)
         with contextlib.suppress(OSError):  # on a full disk the lock holds all the same, without a name
             file.write(f"{holder} (pid {os.getpid()} on {socket.gethostname()})")
@@ -55,9 +80,15 @@ def take_lock(
 
 
 @contextlib.contextmanager
-def exclusive_lock(path: Path, holder: str, error: type[WmseError] = WmseError, wait: bool = False) -> Iterator[None]:
+def exclusive_lock(
+    path: Path,
+    holder: str,
+    error: type[WmseError] = WmseError,
+    wait: float = 0,
+    say: Callable[[str], None] = print,
+) -> Iterator[None]:
     """`take_lock` for the length of a block."""
-    file = take_lock(path, holder, error, wait=wait)
+    file = take_lock(path, holder, error, wait=wait, say=say)
     try:
         yield
     finally:

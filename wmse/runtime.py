@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from wmse.errors import ConfigError, OutOfMemoryError, WmseError, shorten
-from wmse.locks import take_lock
+from wmse.errors import ConfigError, OutOfMemoryError, shorten
+from wmse.gpus import claim_gpu
 from wmse.provenance import peak_memory_bytes
 
 MOST_THREADS = 1024  # The OpenMP library ends the process when it cannot start as many as asked for.
@@ -78,14 +76,18 @@ def resolve(
     compile: str = "auto",
     deterministic: bool = False,
     threads: int | None = None,
+    gpu_slots: int = 1,
+    say: Callable[[str], None] = print,
 ) -> Runtime:
     """Choose what was left on "auto" for this machine, and set torch's global switches accordingly.
+
+    A GPU that is not named is claimed (`wmse.gpus`), at most `gpu_slots` processes on each; `say` hears of the waiting.
 
     Raises ConfigError: no such device, a GPU was asked for and there is none, or an impossible number of threads.
     """
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise ConfigError(f"threads: must be from 1 to {MOST_THREADS}, got {threads}")
-    place = _device(device)
+    place = _device(device, gpu_slots, say)
     on_gpu = place.type == "cuda"
     if precision == "auto":
         has_bf16 = torch.cuda.is_bf16_supported() if on_gpu else _cpu_has_bf16()
@@ -108,40 +110,21 @@ def resolve(
     )
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, gpu_slots: int, say: Callable[[str], None]) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError("device: cuda was asked for, but torch sees no GPU (check the driver, or --nv / --gpus all)")
     if name == "cuda":
-        index = claim_gpu(torch.cuda.device_count())  # also the only visible one, which may be one of several to others
-        name = f"cuda:{index}" if torch.cuda.device_count() > 1 else name
+        uuids = [str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count())]
+        index = claim_gpu(uuids, gpu_slots, say)  # also the only visible one, which may be one of several to others
+        name = f"cuda:{index}" if len(uuids) > 1 else name
     if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
         raise ConfigError(f"device: must be auto, cpu, cuda or cuda:N, got {name!r}")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device: {name} was asked for, but torch sees {torch.cuda.device_count()} GPUs")
     return device
-
-
-_claims: list[IO[str]] = []  # Open files, whose locks last as long as this process.
-
-
-def claim_gpu(count: int, folder: Path | None = None) -> int:
-    """The first of the `count` visible GPUs that no other process of ours holds; the first one if all are taken.
-
-    Snakemake counts the GPUs of its jobs but does not say which is whose. A claim is on the GPU as CUDA_VISIBLE_DEVICES
-    names it, if it does: to two processes that see different ones, each is number 0. The kernel releases a claim when
-    its process ends, however it ends.
-    """
-    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    for index in range(count):
-        name = visible[index].replace("/", "_") if len(visible) >= count and visible[index] else index
-        path = (folder or Path(tempfile.gettempdir())) / f"wmse-gpu-{os.getuid()}-{name}.lock"
-        with contextlib.suppress(WmseError):  # taken
-            _claims.append(take_lock(path, "wmse"))
-            return index
-    return 0
 
 
 # How torch's CPU allocator, oneDNN (which says no more than that), C++ and the kernel say it.

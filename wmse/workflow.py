@@ -96,6 +96,16 @@ def binds(pairs: Iterable[tuple[str, str]], given: str) -> str:
     return ",".join(listed)
 
 
+# What a job needs of the environment that `--cleanenv` keeps out of its container: its GPUs, that they are Slurm's
+# assignment, and the way to the service that lets processes share a GPU.
+SHOWN = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "CUDA_MPS_PIPE_DIRECTORY")
+
+
+def shown_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables by which Apptainer passes on what a job in a container needs."""
+    return {f"APPTAINERENV_{name}": environment[name] for name in SHOWN if name in environment}
+
+
 # --- the share of the machine that a job gets -------------------------------------------------------------------------
 
 
@@ -132,11 +142,12 @@ def stage_command(stage: str, settings: Mapping[str, Any]) -> str:
     """The start of a stage's shell command.
 
     Settings of the machine stand here and not among a rule's `params`: changing them must not repeat what is finished.
+    `exec`, because a batch system signals and awaits its job's children: a shell between would die and orphan the run.
     """
-    words = _options(settings, "data_root", "preset", "device", "channels_last", "compile")
+    words = _options(settings, "data_root", "preset", "device", "gpu_slots", "channels_last", "compile")
     if settings["deterministic"]:
         words.append("--deterministic")
-    return shlex.join(["wmse", stage, *words]) + " "
+    return shlex.join(["exec", "wmse", stage, *words]) + " "
 
 
 def pretrain_flags(jobs: int, cores: int, settings: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from builders.workflow import TINY
 from wmse.config import RunSpec, make_spec
 from wmse.datasets import ArrayDataset
 from wmse.runs.folder import RunFolder
@@ -17,25 +18,6 @@ from wmse.training import CheckpointPolicy, Trainer
 CPU = Runtime(torch.device("cpu"), channels_last=False)
 EVERY_STEP = CheckpointPolicy(seconds=0, keep=3)
 TIMING = ("seconds", "views_per_second", "peak_memory_mb")  # columns of a history that measure
-
-# 8-pixel views of a narrow network: a step takes milliseconds, through the same code as the paper's recipe.
-TINY: dict[str, Any] = {
-    "epochs": 3,
-    "batch_size": 64,
-    "embedding": 8,
-    "w_size": 32,
-    "width": 4,
-    "head_hidden": 16,
-    "view_size": 8,
-    "eval_resize": 8,
-    "warmup_iterations": 3,
-    "lr_drops": [1],
-    "eval_every": 2,
-    "eval_every_final": 1,
-    "probe_epochs": 5,
-    "probe_batch_size": 50,
-    "precision": "fp32",
-}
 
 
 def tiny_spec(label: str = "wmse-2", seed: int = 0, benchmark: str = "cifar10", **overrides: Any) -> RunSpec:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import random
@@ -22,7 +21,7 @@ import yaml
 
 from builders import ROOT
 from builders.runs import TINY
-from builders.workflow import PATIENT, environment, snakemake
+from builders.workflow import PATIENT, environment, outcome, snakemake
 from wmse.config import load_project
 from wmse.runs.verify import verify
 
@@ -33,7 +32,6 @@ CONFIG: dict[str, Any] = {
     "experiments": [{"benchmarks": ["fashion_mnist"], "methods": ["wmse-2", "random"]}],
     "parameters": {"*": {**TINY, "epochs": 6, "batch_size": 512, "probe_batch_size": 1000}},
 }
-TIMED = ("ms_per_step",)  # rows of tables that no two runs have in common
 
 
 def project(folder: Path, **parameters: Any) -> Path:
@@ -76,23 +74,6 @@ def wait_for_a_checkpoint(folder: Path, process: subprocess.Popen[bytes]) -> Non
         assert process.poll() is None, "Snakemake ended before the moment to strike"
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def outcome(folder: Path) -> dict[str, Any]:
-    """All that two runs of one configuration have in common: weights, accuracies, tables; not times and dates."""
-    found: dict[str, Any] = {}
-    for path in sorted(folder.glob("results/runs/*/*/*/*")):
-        if path.name == "encoder.safetensors":
-            found[str(path.relative_to(folder))] = path.read_bytes()
-        elif path.name == "result.json":
-            content = json.loads(path.read_text())
-            found[content["run"]] = {key: content[key] for key in ("metrics", "spec_hash", "data")}
-            found[content["run"]]["encoder"] = content["files"].get("encoder.safetensors")
-    for path in sorted(folder.glob("results/tables/*.csv")):
-        if path.name != "provenance.csv":
-            with open(path, encoding="utf-8", newline="") as file:
-                found[path.name] = [row for row in csv.DictReader(file) if row.get("metric") not in TIMED]
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from wmse.datasets.prepared import Prepared, load_prepared, write_arrays, write_
 from wmse.datasets.source import Archive, Log, Source
 from wmse.errors import DataError
 from wmse.files import file_digest
-from wmse.locks import exclusive_lock, lock_holder
+from wmse.locks import exclusive_lock
 
 
 def prepare_source(
@@ -27,9 +28,7 @@ def prepare_source(
     if found := _find_prepared(source, data_root, pack):
         return found
     lock = data_root / source.name / ".prepare.lock"
-    if holder := lock_holder(lock):
-        log(f"{source.name}: waiting for {holder}")
-    with exclusive_lock(lock, f"wmse prepare {source.name}", error=DataError, wait=True):
+    with exclusive_lock(lock, f"wmse prepare {source.name}", DataError, wait=math.inf, say=log):
         if found := _find_prepared(source, data_root, pack):  # another process may have finished meanwhile
             return found
         if source.streamed:

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from wmse.errors import CheckpointError, DataError
-from wmse.locks import exclusive_lock
+from wmse.locks import exclusive_lock, patience
 from wmse.provenance import peak_memory_bytes, provenance
 from wmse.runs.folder import ENCODER, PRETRAINED
 from wmse.runs.job import Job
@@ -23,7 +23,8 @@ def evaluate(job: Job) -> dict[str, Any]:
 
     Raises CheckpointError: the encoder or pretrain.json is missing, changed or of another run, or somebody works on it.
     """
-    with exclusive_lock(job.folder.lock, f"wmse evaluate {job.spec.run}", CheckpointError):
+    name = f"wmse evaluate {job.spec.run}"
+    with exclusive_lock(job.folder.lock, name, CheckpointError, patience(), job.log):
         return _evaluate(job)
 
 

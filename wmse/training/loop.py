@@ -17,7 +17,7 @@ from wmse.errors import CheckpointError, ConfigError, TrainingError
 from wmse.features import extract
 from wmse.files import digests, remove_temporaries, write_text
 from wmse.images import open_images
-from wmse.locks import exclusive_lock
+from wmse.locks import exclusive_lock, patience
 from wmse.methods import StepOutput, build_method
 from wmse.probes import embedding_spread, knn_accuracy
 from wmse.provenance import peak_memory_bytes, provenance
@@ -55,7 +55,7 @@ def pretrain(job: Job) -> None:
         return f"{spec.run}: step {trainer.progress.step}" if trainer else f"{spec.run}: before the first step"
 
     with (
-        exclusive_lock(folder.lock, f"wmse pretrain {spec.run}", TrainingError),
+        exclusive_lock(folder.lock, f"wmse pretrain {spec.run}", TrainingError, patience(), job.log),
         stop_on_signals() as received,
         compiler_errors(where),
         out_of_memory(where, job.runtime.device, TRAINING_MEMORY),

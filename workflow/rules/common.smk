@@ -21,6 +21,7 @@ from wmse.workflow import (
     pretrain_threads,
     rule_graph_config,
     share_of_cores,
+    shown_variables,
     stage_command,
     uses_gpu,
 )
@@ -37,8 +38,8 @@ RUNS = {spec.run: spec for spec in PROJECT.runs}
 BENCHMARKS = sorted({spec.benchmark for spec in PROJECT.runs})
 TRAINED = [spec.run for spec in PROJECT.runs if spec.trained]
 DATA, RESULTS = SETTINGS["data_root"], SETTINGS["results"]
-CORES = workflow.cores or 1
-GPU = uses_gpu(SETTINGS["device"])
+# None on a cluster, where the threads are the profile's; `workflow.cores` would be an error then.
+CORES = workflow.resource_settings.cores or 1
 # It installs the package from its source (envs/wmse.post-deploy.sh), so that only a checkout has it.
 CONDA = "../../envs/wmse.yaml" if (SOURCE / "envs/wmse.yaml").exists() else None
 
@@ -75,7 +76,7 @@ if DeploymentMethod.APPTAINER in DEPLOYMENT:
     try:
         outside = outside_folders(SOURCE, RESULTS, DATA, BENCHMARKS)
         shown = binds(outside, os.getenv("APPTAINER_BIND", ""))
-        os.environ.update(APPTAINER_BIND=shown)
+        os.environ.update(APPTAINER_BIND=shown, **shown_variables(os.environ))
     except WmseError as error:
         raise WorkflowError(str(error)) from None
 if DeploymentMethod.CONDA in DEPLOYMENT:
@@ -111,6 +112,11 @@ def threads_of(wildcards):
     return pretrain_threads(spec_of(wildcards).d, len(TRAINED), CORES, SETTINGS)
 
 
+def gpus_of(wildcards):
+    """The number of GPUs that a job asks for."""
+    return int(uses_gpu(SETTINGS["device"]))
+
+
 def figure(name):
     """A figure with its caption, for Snakemake's own report."""
     return report(
@@ -128,7 +134,7 @@ def result_folders(wildcards, input):
 def report_command(part):
     """The shell command that writes a part of the report."""
     return (
-        f"wmse report --only {part} --data-root {shlex.quote(DATA)}"
+        f"exec wmse report --only {part} --data-root {shlex.quote(DATA)}"
         " --out {params.out:q} --log {log:q} {params.runs:q}"
     )
 

@@ -13,7 +13,7 @@ rule evaluate:
         CONDA
     threads: share_of_cores(len(RUNS), CORES, SETTINGS)
     resources:
-        gpu=int(GPU),
+        gpu=gpus_of,
     params:
         spec=spec_json,
     shell:

@@ -12,4 +12,4 @@ rule prepare:
         data_root=lambda wildcards, output: Path(output[0]).parents[2],
         offline="" if SETTINGS["download"] else "--no-download",
     shell:
-        "wmse prepare {wildcards.benchmark} --data-root {params.data_root:q} {params.offline} --log {log:q}"
+        "exec wmse prepare {wildcards.benchmark} --data-root {params.data_root:q} {params.offline} --log {log:q}"

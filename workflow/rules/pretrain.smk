@@ -14,7 +14,7 @@ rule pretrain:
         CONDA
     threads: threads_of
     resources:
-        gpu=int(GPU),
+        gpu=gpus_of,
     params:
         spec=spec_json,
     shell:
