@@ -18,13 +18,14 @@ from wmse.errors import STOPPED_EXIT, ConfigError, WmseError, explain
 
 if TYPE_CHECKING:
     from wmse.config import Project, RunSpec
+    from wmse.distributed import World
     from wmse.runs.folder import RunFolder
     from wmse.runtime import Runtime
 
 
 EXIT_CODES = (
     "Exit status: 0 done; 1 an error to act on; 2 wrong arguments; 75 stopped by SIGTERM, SIGINT or SIGUSR1, with a "
-    "checkpoint written: the same command continues."
+    "checkpoint written: the same command continues; 76 another process of the run has died."
 )
 
 
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     parser = build_parser()
     options = parser.parse_args(arguments)
+    options.arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if options.log:
             options.log.parent.mkdir(parents=True, exist_ok=True)
@@ -42,15 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, e.g. `wmse runs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except WmseError as error:
-        message = f"wmse: error: {error}"
-    except OSError as error:
-        message = f"wmse: error: {explain(error)}"
+    except (WmseError, OSError) as error:
+        message = _message(error)
     except KeyboardInterrupt:
         Output(None)("wmse: interrupted; the same command starts again", file=sys.stderr)
         return 130
     Output(options.log)(message, file=sys.stderr)
     return 1
+
+
+def _message(error: WmseError | OSError) -> str:
+    return f"wmse: error: {error if isinstance(error, WmseError) else explain(error)}"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -91,6 +95,12 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--keep-checkpoints", type=_positive(int), default=2, help="how many of the newest stay (default: 2)"
     )
     command.add_argument("--no-progress", action="store_true", help="no progress bar, also on a terminal")
+    command.add_argument(
+        "--processes",
+        type=_positive(int),
+        default=1,
+        help="share the run among so many processes, each with a GPU or a part of the threads (default: 1)",
+    )
 
     _add_run(add("evaluate", run_evaluate, "linear probe and 5-nn of one run"))
 
@@ -287,24 +297,35 @@ def run_pretrain(options: argparse.Namespace, output: Output) -> int:
     spec, folder, preset = _selected_run(options)
     if not spec.trained:
         raise ConfigError(f"{spec.run}: the baseline '{spec.method}' has nothing to train; use `wmse evaluate`")
+    spec.check_processes(options.processes)
+    from wmse.distributed import join, started_by_launcher
+
+    if options.processes > 1 and not started_by_launcher():
+        from wmse.distributed.launch import launch
+
+        threads = options.threads or len(os.sched_getaffinity(0))
+        return launch(options.arguments, options.processes, threads, lambda line: output(line, file=sys.stderr))
     from wmse.datasets import load
     from wmse.training import CheckpointPolicy, Job, Stopped, pretrain
 
-    job = Job(
-        spec,
-        load(spec.benchmark, options.data_root),
-        folder,
-        _runtime(options, spec, output),
-        preset,
-        CheckpointPolicy(options.checkpoint_seconds, options.checkpoint_epochs, options.keep_checkpoints),
-        output,
-        progress_bar=False if options.no_progress else None,
-    )
-    try:
-        pretrain(job)
-    except Stopped as stopped:
-        output(str(stopped))
-        return STOPPED_EXIT
+    with join(options.device, lambda error: output(_message(error), file=sys.stderr)) as world:
+        spec.check_processes(world.size)
+        speaks = world.rank == 0
+        job = Job(
+            spec,
+            load(spec.benchmark, options.data_root),
+            folder,
+            _runtime(options, spec, output, world),
+            preset,
+            CheckpointPolicy(options.checkpoint_seconds, options.checkpoint_epochs, options.keep_checkpoints),
+            log=output if speaks else lambda line: None,
+            progress_bar=None if speaks and not options.no_progress else False,
+        )
+        try:
+            pretrain(job)
+        except Stopped as stopped:
+            job.log(str(stopped))
+            return STOPPED_EXIT
     return 0
 
 
@@ -390,7 +411,7 @@ def _json_object(option: str, text: str) -> dict[str, Any]:
     return content
 
 
-def _runtime(options: argparse.Namespace, spec: RunSpec, say: Callable[[str], None]) -> Runtime:
+def _runtime(options: argparse.Namespace, spec: RunSpec, say: Callable[[str], None], *world: World) -> Runtime:
     from wmse.runtime import resolve
 
     return resolve(
@@ -402,4 +423,5 @@ def _runtime(options: argparse.Namespace, spec: RunSpec, say: Callable[[str], No
         options.threads,
         options.gpu_slots,
         say,
+        *world,
     )

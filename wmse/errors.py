@@ -11,6 +11,8 @@ from collections.abc import Iterable
 # The exit status of a run that a signal stopped after it had written a checkpoint: the same command continues it.
 # EX_TEMPFAIL of sysexits.h, on which batch systems can be told to repeat.
 STOPPED_EXIT = 75
+# The exit status of a process that lost contact with the others of its run: what ended them says why.
+LOST_EXIT = 76
 
 LONGEST_MESSAGE = 4000  # The most characters of a message; what a damaged file holds may be longer.
 

@@ -21,18 +21,22 @@ from wmse.streams import stream, stream_seed
 
 @torch.no_grad()
 def extract(
-    encoder: nn.Module, images: ArrayImages | FileImages, runtime: Runtime, between: Callable[[], None] = lambda: None
+    encoder: nn.Module,
+    images: ArrayImages | FileImages,
+    runtime: Runtime,
+    between: Callable[[], None] = lambda: None,
+    part: slice = slice(None),
 ) -> Tensor:
     """(n, f) float32 features of the un-augmented images, in eval mode, not normalised; on the runtime's device.
 
-    `between` is called before every batch and may raise. The encoder's mode is restored in any case. Raises
-    TrainingError if a feature is not finite.
+    `part` restricts them to some images in order. `between` is called before every batch and may raise. The encoder's
+    mode is restored in any case. Raises TrainingError if a feature is not finite.
     """
     was_training = encoder.training
     encoder.eval()
     try:
         parts = []
-        for batch in images.plain(batch=500):
+        for batch in images.plain(500, part):
             between()
             with runtime.autocast():
                 parts.append(encoder(runtime.batch(batch)).float())

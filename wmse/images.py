@@ -86,17 +86,23 @@ class ArrayImages:
     def read_ahead(self, batches: Iterable[Tensor]) -> None:
         """The images are in memory already."""
 
-    def views(self, index: Tensor, d: int, seed: int, step: int) -> list[Tensor]:
-        """d views of the images `index` (N,): d tensors (N, 3, H, W), drawn from the stream (seed, step)."""
-        images = on_device(self.images[on_device(index, self.images.device)], self.device)
+    def views(self, index: Tensor, d: int, seed: int, step: int, rows: slice | Tensor = slice(None)) -> list[Tensor]:
+        """d views of the images `index` (N,): d tensors (N, 3, H, W), drawn from the stream (seed, step).
+
+        With `rows` only those of the N are made, in that order, from what is drawn for all.
+        """
+        images = on_device(self.images[on_device(index[rows], self.images.device)], self.device)
         h, w = images.shape[-2:]
         drawn = [draw_params(len(index), h, w, self.recipe, stream(seed, "views", step, view)) for view in range(d)]
-        return [make_view(images, self.recipe, params, replayed=self.replayed) for params in drawn]
+        return [make_view(images, self.recipe, params[rows], replayed=self.replayed) for params in drawn]
 
-    def plain(self, batch: int = 1000) -> Iterator[Tensor]:
-        """The un-augmented, normalised view of every image in order: tensors (<= batch, 3, H, W) on the device."""
-        for start in range(0, len(self), batch):
-            images = self.images[start : start + batch].to(self.device)
+    def plain(self, batch: int = 1000, part: slice = slice(None)) -> Iterator[Tensor]:
+        """The un-augmented, normalised view of every image in order: tensors (<= batch, 3, H, W) on the device.
+
+        `part` restricts them to some images, with a step of 1.
+        """
+        for images in self.images[part].split(batch):
+            images = images.to(self.device)
             pixels = resize_center_crop(images, self.resize, self.recipe.size)
             yield normalize(pixels, self.recipe.mean, self.recipe.std)
 
@@ -129,30 +135,36 @@ class FileImages:
         items = (i for index in batches for i in index.tolist())
         self.ahead = ReadAhead(self.pool, self.threads, self._decode, items, AHEAD)
 
-    def views(self, index: Tensor, d: int, seed: int, step: int) -> list[Tensor]:
+    def views(self, index: Tensor, d: int, seed: int, step: int, rows: slice | Tensor = slice(None)) -> list[Tensor]:
         """As `ArrayImages.views`, with the same draws; DataError names a file that cannot be decoded."""
-        wanted = index.tolist()
+        own = index[rows]
+        wanted = own.tolist()
         if not self.ahead.begins_with(wanted[0]):  # nobody has announced them
             self.ahead.close()
-            self.read_ahead([index])
+            self.read_ahead([own])
         images = [self.ahead.take(i) for i in wanted]
         sizes = torch.tensor([image.shape[-2:] for image in images])
-        drawn = [draw_params(len(index), *sizes.T, self.recipe, stream(seed, "views", step, view)) for view in range(d)]
+        # The numbers that are drawn for an image do not depend on its size, so that of the others can be anything.
+        every = torch.ones(len(index), 2, dtype=torch.int64)
+        every[rows] = sizes
+        drawn = [
+            draw_params(len(index), *every.T, self.recipe, stream(seed, "views", step, view))[rows] for view in range(d)
+        ]
         side = self.recipe.size
-        views = [torch.empty(len(index), 3, side, side, device=self.device) for _ in range(d)]
+        views = [torch.empty(len(own), 3, side, side, device=self.device) for _ in range(d)]
         # One by one, they would cost the overhead of every operation; all together, the padding to the largest.
-        for rows in _chunks_of_like_size(sizes, CHUNK):
-            padded = on_device(_pad([images[i] for i in rows.tolist()]), self.device)
-            place = on_device(rows, self.device)
+        for chunk in _chunks_of_like_size(sizes, CHUNK):
+            padded = on_device(_pad([images[i] for i in chunk.tolist()]), self.device)
+            place = on_device(chunk, self.device)
             for out, params in zip(views, drawn, strict=True):
-                out[place] = make_view(padded, self.recipe, params[rows], sizes[rows])
+                out[place] = make_view(padded, self.recipe, params[chunk], sizes[chunk])
         return views
 
-    def plain(self, batch: int = 100) -> Iterator[Tensor]:
+    def plain(self, batch: int = 100, part: slice = slice(None)) -> Iterator[Tensor]:
         """As `ArrayImages.plain`, decoding the next images while the current ones are used."""
-        every = range(len(self))
+        every = range(len(self))[part]
         with closing(ReadAhead(self.pool, self.threads, self._plain_one, every, AHEAD)) as ahead:
-            for start in every[::batch]:
+            for start in range(0, len(every), batch):
                 images = [ahead.take(i) for i in every[start : start + batch]]
                 yield torch.cat(images).to(self.device, non_blocking=True)
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from wmse.distributed import ALONE, World
 from wmse.errors import ConfigError, OutOfMemoryError, shorten
 from wmse.gpus import claim_gpu
 from wmse.provenance import peak_memory_bytes
@@ -28,6 +29,8 @@ class Runtime:
         compile: the training step only. The evaluation's forward passes are few, and would be compiled once more.
         precision: "fp32" (no TF32 anywhere), "tf32" (in convolutions) or "bf16" (autocast of the encoder and head).
             Whitening and losses are float32 in every case.
+        threads: of this process.
+        world: the processes that share the run.
     """
 
     device: torch.device
@@ -36,6 +39,7 @@ class Runtime:
     compile: bool = False
     deterministic: bool = False
     threads: int = 1
+    world: World = ALONE
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of the encoder's and head's forward pass."""
@@ -66,7 +70,8 @@ class Runtime:
 
     def describe(self) -> dict[str, Any]:
         """Plain values, for the result file."""
-        return {**vars(self), "device": str(self.device)}
+        settings = {key: value for key, value in vars(self).items() if key != "world"}
+        return {**settings, "device": str(self.device), **self.world.describe()}
 
 
 def resolve(
@@ -78,17 +83,32 @@ def resolve(
     threads: int | None = None,
     gpu_slots: int = 1,
     say: Callable[[str], None] = print,
+    world: World = ALONE,
 ) -> Runtime:
     """Choose what was left on "auto" for this machine, and set torch's global switches accordingly.
 
     A GPU that is not named is claimed (`wmse.gpus`), at most `gpu_slots` processes on each; `say` hears of the waiting.
+    The threads are shared among the processes of `world` on this host, each of which has a GPU of its own.
 
-    Raises ConfigError: no such device, a GPU was asked for and there is none, or an impossible number of threads.
+    Raises ConfigError: no such device, a GPU was asked for and there is none, too few of them, an impossible number of
+    threads, or `compile` for several processes.
     """
     if threads is not None and not 1 <= threads <= MOST_THREADS:
         raise ConfigError(f"threads: must be from 1 to {MOST_THREADS}, got {threads}")
+    if world.store and compile == "true":  # a collective interrupts the one graph that is compiled
+        raise ConfigError("compile: not possible for a run on several processes: set compile: false, or processes: 1")
+    if world.local_size > 1:
+        threads = max(1, (threads or len(os.sched_getaffinity(0))) // world.local_size)
+        seen = torch.cuda.device_count()
+        if device.startswith("cuda:") or (device != "cpu" and 0 < seen < world.local_size):
+            raise ConfigError(
+                f"processes: {world.local_size} of them need a GPU each and `device: cuda`; torch sees {seen}, and "
+                f"device is {device}"
+            )
     place = _device(device, gpu_slots, say)
     on_gpu = place.type == "cuda"
+    if on_gpu and world.store:
+        torch.cuda.set_device(place)  # which NCCL is to use
     if precision == "auto":
         has_bf16 = torch.cuda.is_bf16_supported() if on_gpu else _cpu_has_bf16()
         precision = "bf16" if has_bf16 else "fp32"
@@ -107,6 +127,7 @@ def resolve(
         compile=compile == "true",  # "auto" is off: on a CPU it gains less than 10 %; not measured on a GPU
         deterministic=deterministic,
         threads=torch.get_num_threads(),
+        world=world,
     )
 
 

@@ -77,6 +77,12 @@ class Project:
     settings: dict[str, Any]
     runs: tuple[RunSpec, ...]
 
+    def processes(self, spec: RunSpec) -> int:
+        """How many processes share the training of a run: its last matching pattern decides, and without one 1."""
+        given = self.settings["processes"]
+        patterns = given if isinstance(given, dict) else {"*": given}
+        return next((n for pattern, n in reversed(patterns.items()) if fnmatch.fnmatchcase(spec.cell, pattern)), 1)
+
     def find(self, run: str) -> RunSpec:
         """The run with this name (``cell/seedN-hash`` or ``cell/seedN``)."""
         for spec in self.runs:
@@ -110,7 +116,14 @@ def load_project(config: Mapping[str, Any]) -> Project:
         _check_path(key, settings[key])
     # The preset's patterns come first, so that the user's have the last word.
     patterns = [*_mapping(preset, "parameters").items(), *_mapping(config, "parameters").items()]
-    return Project(settings, tuple(_runs(settings, patterns)))
+    if isinstance(settings["processes"], dict):
+        for pattern in settings["processes"]:
+            _check_pattern("processes", pattern)
+    project = Project(settings, tuple(_runs(settings, patterns)))
+    for spec in project.runs:
+        if spec.trained:
+            spec.check_processes(project.processes(spec))
+    return project
 
 
 def _check_path(key: str, path: str) -> None:
@@ -133,7 +146,7 @@ def _mapping(config: Mapping[str, Any], key: str) -> dict[str, Any]:
 def _runs(settings: Mapping[str, Any], patterns: Sequence[tuple[str, Mapping[str, Any]]]) -> list[RunSpec]:
     cells = _selected_cells(settings)
     for pattern, _ in patterns:
-        _check_pattern(pattern)
+        _check_pattern("parameters", pattern)
     variants = settings["variants"]
     known = {**variants, **paper_variants()}
     runs = []
@@ -146,14 +159,14 @@ def _runs(settings: Mapping[str, Any], patterns: Sequence[tuple[str, Mapping[str
     return runs
 
 
-def _check_pattern(pattern: Any) -> None:
+def _check_pattern(key: str, pattern: Any) -> None:
     if not isinstance(pattern, str):
-        raise ConfigError(f"key 'parameters': pattern {show(pattern)} must be text, e.g. '*/wmse-4'")
+        raise ConfigError(f"key '{key}': pattern {show(pattern)} must be text, e.g. '*/wmse-4'")
     if "/" not in pattern and pattern != "*":
-        raise ConfigError(f"key 'parameters': pattern '{pattern}' must be '*' or 'BENCHMARK/METHOD', e.g. '*/wmse-4'")
+        raise ConfigError(f"key '{key}': pattern '{pattern}' must be '*' or 'BENCHMARK/METHOD', e.g. '*/wmse-4'")
     benchmark = pattern.partition("/")[0]
     if not fnmatch.filter(benchmarks(), benchmark):
-        raise ConfigError(f"key 'parameters': pattern '{pattern}': {unknown('benchmark', benchmark, benchmarks())}")
+        raise ConfigError(f"key '{key}': pattern '{pattern}': {unknown('benchmark', benchmark, benchmarks())}")
 
 
 def _selected_cells(settings: Mapping[str, Any]) -> dict[str, list[int]]:

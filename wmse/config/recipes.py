@@ -72,6 +72,11 @@ def method_class(method: str) -> str:
     return recipes()["methods"][method]["class"]
 
 
+def loss_over(method: str) -> str | None:
+    """What the loss of a method is a mean over, as recipes.yaml has it; None if it does not say."""
+    return recipes()["methods"][method].get("loss_over")
+
+
 def in_paper(benchmark: str) -> bool:
     """Whether the paper has runs on this benchmark, whose recipe ours may differ from."""
     return recipes()["benchmarks"][benchmark].get("paper", True)

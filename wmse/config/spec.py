@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass
 from typing import Any
 
-from wmse.config.recipes import LARGEST, baselines, benchmarks, trained_methods
+from wmse.config.recipes import LARGEST, baselines, benchmarks, loss_over, trained_methods
 from wmse.errors import ConfigError, shorten, show, unknown
 
 SPEC_VERSION = 1  # It is part of every hash: raise it when a default or the meaning of a parameter changes.
@@ -163,6 +163,35 @@ class RunSpec:
         if self.whitening != "auto":
             return self.whitening
         return "cholesky" if self.method == "wmse" else "identity"
+
+    @property
+    def loss_over(self) -> str | None:
+        """What the loss is a mean over: "images", "sub-batches" (of the only slicing) or the whole "batch".
+
+        None if the method does not say so, and its batch cannot be divided.
+        """
+        over = loss_over(self.method)
+        if over != "sub-batches":
+            return over
+        if self.resolved_whitening == "identity":
+            return "images"
+        return over if self.w_iter == 1 else "batch"
+
+    def check_processes(self, processes: int) -> None:
+        """Raise ConfigError, which names the possible numbers, if the run cannot be divided among so many processes."""
+        over = self.loss_over
+        shares = self.batch_size // (self.w_size if over == "sub-batches" else 1)
+        if processes > 1 and over is None:
+            raise ConfigError(
+                f"{self.cell}: processes: must be 1: the method '{self.method}' does not say under `loss_over` in "
+                "recipes.yaml how its batch can be divided"
+            )
+        if not 1 <= processes <= shares or shares % processes:
+            allowed = ", ".join(str(n) for n in range(1, shares + 1) if shares % n == 0)
+            unit = f"sub-batches of {self.w_size}" if over == "sub-batches" else "images"
+            raise ConfigError(
+                f"{self.cell}: processes: must divide the batch of {shares} {unit}, got {processes}; allowed: {allowed}"
+            )
 
     @functools.cached_property
     def hash(self) -> str:

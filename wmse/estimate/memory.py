@@ -84,7 +84,7 @@ class _Views:
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def views(self, index: Tensor, d: int, seed: int, step: int) -> list[Tensor]:
+    def views(self, index: Tensor, d: int, seed: int, step: int, rows: slice | Tensor) -> list[Tensor]:
         return [torch.empty(len(index), 3, self.size, self.size, device="cuda") for _ in range(d)]
 
     def close(self) -> None:

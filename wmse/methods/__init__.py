@@ -49,6 +49,14 @@ class Method(nn.Module):
         self.encoder = encoder
         self.spec = spec
 
+    @staticmethod
+    def gather(embeddings: Tensor) -> Tensor:
+        """The embeddings (d, N, k) of the whole batch, for a loss that needs all of them (`loss_over: batch`).
+
+        Where a run is divided among processes, the trainer replaces this by what joins their shares.
+        """
+        return embeddings
+
     def draw(self, n: int, generator: torch.Generator) -> Tensor | None:
         """Whatever the method draws for a step on n images, as a tensor on the CPU: the slices, if it whitens.
 

@@ -24,7 +24,7 @@ class SimCLR(Method):
         self.head = projection_head(encoder.features, spec.head_hidden, spec.embedding, spec.head_layers, True)
 
     def forward(self, views: list[Tensor], slices: Tensor | None) -> StepOutput:
-        v = embed(self.encoder, self.head, views, self.spec.joint_batch_norm)
+        v = self.gather(embed(self.encoder, self.head, views, self.spec.joint_batch_norm))
         spec = self.spec
         z, info = whiten_sub_batches(v, slices, spec.resolved_whitening)
         # Every view is sliced by the same permutation, so positives stay side by side.

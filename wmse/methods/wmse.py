@@ -21,7 +21,7 @@ class WMSE(Method):
         self.collapse_expected = spec.resolved_whitening != "cholesky"  # the ablation shows that collapse
 
     def forward(self, views: list[Tensor], slices: Tensor | None) -> StepOutput:
-        v = embed(self.encoder, self.head, views, self.spec.joint_batch_norm)
+        v = self.gather(embed(self.encoder, self.head, views, self.spec.joint_batch_norm))
         spec = self.spec
         loss, info = wmse_loss_unchecked(v, slices, normalize=spec.normalize, whitening=spec.resolved_whitening)
         return StepOutput(loss, v.detach(), info)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from wmse.config import RunSpec
+from wmse.distributed import ALONE, World
 from wmse.errors import TrainingError
 from wmse.methods import Method, StepOutput
 from wmse.whitening import SingularCovarianceError, check_factorisations
@@ -27,10 +28,12 @@ class StepGuard:
     On the CPU a step is judged at once, before it changes a parameter. On a GPU, where that would make the host wait,
     the figures are copied to the host in the background and read one step later, when they have long arrived; a
     checkpoint is written only after they were read. Every method raises TrainingError with the run and the step.
+
+    All processes of a run judge the same figures, those of the whole batch.
     """
 
-    def __init__(self, spec: RunSpec, steps_per_epoch: int, method: Method) -> None:
-        self.spec, self.steps_per_epoch, self.method = spec, steps_per_epoch, method
+    def __init__(self, spec: RunSpec, steps_per_epoch: int, method: Method, world: World = ALONE) -> None:
+        self.spec, self.steps_per_epoch, self.method, self.world = spec, steps_per_epoch, method, world
         self.parameters = list(method.parameters())  # going through the modules takes as long as the norm
         self.deferred = self.parameters[0].is_cuda
         self.pending: tuple[int, Tensor, Tensor | None, torch.cuda.Event] | None = None
@@ -38,7 +41,7 @@ class StepGuard:
 
     def check(self, step: int, output: StepOutput) -> None:
         """Judge a step, or on a GPU the one before it; to be called between its backward pass and its update."""
-        figures, info = self._figures(output), output.factorisations
+        figures, info = self._figures(output)
         if not self.deferred:
             self._judge(step, figures, info)
             return
@@ -64,12 +67,19 @@ class StepGuard:
         if not get_total_norm(values).isfinite():
             raise self._error(step - 1, f"the parameters are not finite after it. {DIVERGED}")
 
-    def _figures(self, output: StepOutput) -> Tensor:
-        """On the device: the loss, the norm of the whole gradient, the largest range of an embedding's dimension."""
+    def _figures(self, output: StepOutput) -> tuple[Tensor, Tensor | None]:
+        """On the device: the loss, the norm of the whole gradient, the largest range of an embedding's dimension; and
+        the states of the factorisations.
+        """
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        span = output.embeddings.amax(dim=1) - output.embeddings.amin(dim=1)
-        figures = output.loss.detach(), get_total_norm(gradients), span.amax()
-        return torch.stack([figure.double() for figure in figures])
+        ends = output.embeddings.amax(dim=1), -output.embeddings.amin(dim=1)
+        loss, *ends = (self.world.each(x) for x in (output.loss.detach().double(), *ends))
+        span = ends[0].amax(dim=0) + ends[1].amax(dim=0)
+        figures = loss.mean(), get_total_norm(gradients), span.amax()
+        info = output.factorisations
+        if info is not None:
+            info = torch.cat(self.world.each(info).unbind(), dim=-1)
+        return torch.stack([figure.double() for figure in figures]), info
 
     def _judge(self, step: int, figures: Tensor, info: Tensor | None) -> None:
         loss, gradient, span = figures.tolist()

@@ -16,10 +16,10 @@ from wmse.encoder import save_encoder
 from wmse.errors import CheckpointError, ConfigError, TrainingError
 from wmse.features import extract
 from wmse.files import digests, remove_temporaries, write_text
-from wmse.images import open_images
+from wmse.images import ArrayImages, FileImages, open_images
 from wmse.locks import exclusive_lock, patience
 from wmse.methods import StepOutput, build_method
-from wmse.probes import embedding_spread, knn_accuracy
+from wmse.probes import embedding_spread, knn_predict
 from wmse.provenance import peak_memory_bytes, provenance
 from wmse.runs.folder import ENCODER, HISTORY
 from wmse.runs.job import Job
@@ -48,33 +48,29 @@ def pretrain(job: Job) -> None:
 
     SIGTERM, SIGINT and SIGUSR1 end it after the current step, or part of an evaluation, with a checkpoint (`Stopped`).
     """
-    spec, folder = job.spec, job.folder
+    spec, folder, world = job.spec, job.folder, job.runtime.world
     trainer: Trainer | None = None
 
     def where() -> str:
         return f"{spec.run}: step {trainer.progress.step}" if trainer else f"{spec.run}: before the first step"
 
-    with (
-        exclusive_lock(folder.lock, f"wmse pretrain {spec.run}", TrainingError, patience(), job.log),
-        stop_on_signals() as received,
-        compiler_errors(where),
-        out_of_memory(where, job.runtime.device, TRAINING_MEMORY),
-    ):
+    def begin() -> None:
+        lock = exclusive_lock(folder.lock, f"wmse pretrain {spec.run}", TrainingError, patience(), job.log)
+        held.enter_context(lock)
         for target in (folder.checkpoints / "*", folder.history, folder.encoder, folder.pretrained):
             remove_temporaries(target)
+
+    with contextlib.ExitStack() as held:
+        world.first(begin)
+        received = held.enter_context(stop_on_signals())
+        held.enter_context(compiler_errors(where))
+        held.enter_context(out_of_memory(where, job.runtime.device, TRAINING_MEMORY))
         trainer = Trainer(job, stop=lambda: received[0] if received else None)
         steps = spec.epochs * trainer.steps_per_epoch
         job.log(f"{spec.run}: {steps} steps of {spec.d} x {spec.batch_size} views on {job.runtime.describe()}")
         with contextlib.closing(trainer):
-            history = trainer.run()
-        write_text(folder.history, history_csv(history))
-        save_encoder(folder.encoder, trainer.method.encoder, spec, job.data.digest)
-        content = {
-            "pretrain": trainer.progress.summary(),
-            "provenance": provenance(job.runtime.describe()),
-            "files": digests(folder.path, ENCODER, HISTORY),
-        }
-        write_record(folder.pretrained, job, content)
+            trainer.run()
+        world.first(trainer.write_results)
 
 
 class Trainer:
@@ -86,46 +82,59 @@ class Trainer:
     """
 
     def __init__(self, job: Job, stop: Callable[[], int | None] = lambda: None) -> None:
-        self.job, self.stop = job, stop
+        self.job, self.stop, self.world = job, stop, job.runtime.world
         spec, device, source = job.spec, job.runtime.device, SOURCES[job.spec.benchmark]
         self.images = open_images(job.data["pretrain"], source, spec, device, replayed=job.runtime.compile)
         self.steps_per_epoch = len(self.images) // spec.batch_size  # the last partial batch is dropped
         if not self.steps_per_epoch:
             raise ConfigError(f"{spec.cell}: batch_size ({spec.batch_size}) exceeds the {len(self.images)} images")
         self.method = job.runtime.place(build_method(spec, stream_seed(spec.seed, "weights")))
+        if spec.loss_over == "batch":
+            self.method.gather = self.world.gather
         self.optimizer = build_optimizer(spec, self.method)
-        self.guard = StepGuard(spec, self.steps_per_epoch, self.method)
+        self.guard = StepGuard(spec, self.steps_per_epoch, self.method, self.world)
         self.probe = [
             (open_images(job.data[name], source, spec, device), torch.from_numpy(job.data[name].labels).to(device))
             for name in ("train", "test")
         ]
         job.runtime.compile_forward(self.method)
+        self.network = self.world.parallel(self.method)
         self.progress = Progress()
 
     def run(self) -> list[EpochRecord]:
         """Train to the end (from the checkpoint, if there is one); returns the history."""
         self._restore()
         self.saved_at = time.monotonic()
-        spec, progress, steps = self.job.spec, self.progress, self.steps_per_epoch
-        # Events after the checkpoint belong to steps that are now repeated.
-        board = EventFile(self.job.folder.tensorboard, progress.step or None, self._say)
-        batches = self._batches(progress.step)
-        self.images.read_ahead(self._batches(progress.step))
-        with self._bar() as bar:
-            for epoch in range(len(progress.history), spec.epochs):
-                started = time.perf_counter() - progress.epoch.seconds
-                for i in range(progress.step - epoch * steps, steps):
-                    output = self.step(next(batches))
-                    progress.epoch.loss_sum += output.loss.detach().double()
-                    if i + 1 == steps:
-                        self._measure(output)
-                    progress.epoch.seconds = time.perf_counter() - started
-                    self._show(bar, epoch, i)
+        board = None
+        if self.world.rank == 0:
+            # Events after the checkpoint belong to steps that are now repeated.
+            board = EventFile(self.job.folder.tensorboard, self.progress.step or None, self._say)
+        batches = self._batches(self.progress.step)
+        self.images.read_ahead(self._shares(self.progress.step))
+        try:
+            with self._bar() as bar:
+                for epoch in range(len(self.progress.history), self.job.spec.epochs):
+                    self._train_epoch(epoch, batches, bar)
+                    self._finish_epoch(board)
                     self._pause()
-                self._finish_epoch(board)
-                self._pause()
+        except Stopped:
+            self.save()
+            raise
         self.save()
-        return progress.history
+        return self.progress.history
+
+    def write_results(self) -> None:
+        """What a finished run leaves: its history, its encoder, and the record that vouches for both."""
+        job = self.job
+        write_text(job.folder.history, history_csv(self.progress.history))
+        save_encoder(job.folder.encoder, self.method.encoder, job.spec, job.data.digest)
+        share = {"images_per_process": job.spec.batch_size // self.world.size}
+        content = {
+            "pretrain": {**self.progress.summary(), **share},
+            "provenance": provenance(job.runtime.describe()),
+            "files": digests(job.folder.path, ENCODER, HISTORY),
+        }
+        write_record(job.folder.pretrained, job, content)
 
     def _batches(self, first: int) -> Iterator[Tensor]:
         """The images (N,) of every step from the step `first` to the end of the training."""
@@ -134,23 +143,44 @@ class Trainer:
             order = torch.randperm(len(self.images), generator=stream(spec.seed, "order", epoch))
             yield from order[: steps * spec.batch_size].split(spec.batch_size)[max(first - epoch * steps, 0) :]
 
+    def _shares(self, first: int) -> Iterator[Tensor]:
+        """The images of `_batches` that are this process's."""
+        for step, index in enumerate(self._batches(first), first):
+            yield index[self._share(len(index), step)[0]]
+
     def close(self) -> None:
         """End the threads that decode images."""
         for images in (self.images, *(images for images, _ in self.probe)):
             images.close()
 
+    def _train_epoch(self, epoch: int, batches: Iterator[Tensor], bar: tqdm) -> None:
+        """The steps of an epoch that are still to be taken."""
+        progress, steps = self.progress, self.steps_per_epoch
+        started = time.perf_counter() - progress.epoch.seconds
+        for i in range(progress.step - epoch * steps, steps):
+            output = self.step(next(batches))
+            progress.epoch.loss_sum += output.loss.detach().double()
+            if i + 1 == steps:
+                self._measure(output)
+            progress.epoch.seconds = time.perf_counter() - started
+            self._show(bar, epoch, i)
+            self._pause()
+
     def step(self, index: Tensor) -> StepOutput:
-        """One optimiser step on the images `index` (N,)."""
+        """One optimiser step on the images `index` (N,).
+
+        Of several processes, each has the loss and the embeddings of its share, or of all if the method gathers them.
+        """
         spec, runtime, step = self.job.spec, self.job.runtime, self.progress.step
         runtime.begin_step()
-        views = self.images.views(index, spec.d, spec.seed, step)
+        rows, slices = self._share(len(index), step)
+        views = self.world.together(lambda: self.images.views(index, spec.d, spec.seed, step, rows))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(spec, step, self.steps_per_epoch)
-        slices = self.method.draw(len(index), stream(spec.seed, "slices", step))
         slices = None if slices is None else on_device(slices, runtime.device)
-        self.method.train()
+        self.network.train()
         with runtime.autocast():
-            output = self.method([runtime.batch(view) for view in views], slices)
+            output = self.network([runtime.batch(view) for view in views], slices)
         self.optimizer.zero_grad(set_to_none=True)
         output.loss.backward()
         self.guard.check(step, output)
@@ -159,16 +189,31 @@ class Trainer:
         self.progress.step += 1
         return output
 
+    def _share(self, n: int, step: int) -> tuple[slice | Tensor, Tensor | None]:
+        """The positions of this process's images in a step's batch of n, and the slices of the embeddings it will have.
+
+        Where the loss is a mean over sub-batches, a process takes the images of some of them, side by side in the order
+        of the slices, and needs no others.
+        """
+        spec, part = self.job.spec, self.world.part(n)
+        slices = self.method.draw(n, stream(spec.seed, "slices", step))
+        if self.world.size == 1 or spec.loss_over != "sub-batches":
+            return part, slices
+        rows = slices.flatten()[part]
+        return rows, torch.arange(len(rows)).view(1, -1, spec.w_size)
+
     # --- epochs -------------------------------------------------------------------------------------------------------
 
     def _measure(self, output: StepOutput) -> None:
         """How far the embeddings of an epoch's last step are from collapse."""
         self.guard.flush()  # so that they are finite
-        spread, rank = embedding_spread(output.embeddings[0])
+        gathered = self.job.spec.loss_over == "batch"
+        embeddings = output.embeddings[:1] if gathered else self.world.gather(output.embeddings[:1])
+        spread, rank = embedding_spread(embeddings[0])
         self.progress.epoch.embedding_std = spread.item()
         self.progress.epoch.effective_rank = rank.item()
 
-    def _finish_epoch(self, board: EventFile) -> None:
+    def _finish_epoch(self, board: EventFile | None) -> None:
         """Evaluate if it is due, and add a line to every record; a stop in the evaluation leaves all of this to do."""
         spec, progress, done = self.job.spec, self.progress, self.progress.epoch
         epoch = len(progress.history) + 1
@@ -179,7 +224,7 @@ class Trainer:
             step=progress.step,
             views=epoch * views,
             seconds=round(before + done.seconds, 3),
-            loss=float(done.loss_sum) / self.steps_per_epoch,
+            loss=float(self.world.mean(done.loss_sum)) / self.steps_per_epoch,
             lr=learning_rate(spec, progress.step - 1, self.steps_per_epoch),
             views_per_second=round(views / done.seconds, 1),
             embedding_std=done.embedding_std,
@@ -189,9 +234,10 @@ class Trainer:
         )
         progress.history.append(record)
         progress.epoch = EpochSoFar()
-        write_text(self.job.folder.history, history_csv(progress.history))
-        scalars = {key: value for key, value in asdict(record).items() if key not in ("epoch", "step")}
-        board.add_scalars({key: value for key, value in scalars.items() if value is not None}, record.step)
+        self.world.first(lambda: write_text(self.job.folder.history, history_csv(progress.history)))
+        if board:
+            scalars = {key: value for key, value in asdict(record).items() if key not in ("epoch", "step")}
+            board.add_scalars({key: value for key, value in scalars.items() if value is not None}, record.step)
         self._say(record.describe(spec.epochs))
         if record.embedding_std < NEARLY_COLLAPSED and not self.method.collapse_expected:
             self._say(
@@ -203,10 +249,16 @@ class Trainer:
     def knn(self) -> float:
         """5-nn accuracy of the encoder as it is now, in percent."""
         (train, train_labels), (test, test_labels) = self.probe
-        runtime, ask = self.job.runtime, self._stop_if_asked
-        train_features = extract(self.method.encoder, train, runtime, ask)
-        test_features = extract(self.method.encoder, test, runtime, ask)
-        return knn_accuracy(train_features, train_labels, test_features, test_labels, self.job.spec.knn_k, between=ask)
+        world, spec, ask = self.world, self.job.spec, self._stop_if_asked
+
+        def features(images: ArrayImages | FileImages) -> Tensor:
+            part = world.part(len(images))
+            return world.together(lambda: extract(self.method.encoder, images, self.job.runtime, ask, part))
+
+        reference, queries = world.whole(features(train), len(train)), features(test)
+        predicted = world.together(lambda: knn_predict(reference, train_labels, queries, spec.knn_k, between=ask))
+        correct = world.whole(predicted, len(test)) == test_labels
+        return 100 * correct.double().mean().item()
 
     # --- progress bar -------------------------------------------------------------------------------------------------
 
@@ -232,23 +284,30 @@ class Trainer:
 
     def _pause(self) -> None:
         """Between two steps or epochs: stop if asked to, or write a checkpoint if it is time."""
-        self._stop_if_asked()
         policy = self.job.checkpoints
         finished = len(self.progress.history)
         between_epochs = self.progress.step == finished * self.steps_per_epoch
         by_epoch = policy.epochs is not None and between_epochs and finished % policy.epochs == 0
-        if by_epoch or time.monotonic() - self.saved_at > policy.seconds:
+        due = by_epoch or time.monotonic() - self.saved_at > policy.seconds
+        number, due = self.world.most(self.stop() or 0, due)
+        if number:
+            raise Stopped(self.progress.step, number)
+        if due:
             self.save()
 
     def _stop_if_asked(self) -> None:
         if number := self.stop():
-            self.save()
             raise Stopped(self.progress.step, number)
 
     def save(self) -> None:
         """Write the whole state; never one whose last step was not checked, or in which a number is not finite."""
         self.guard.check_state(self.progress.step)
-        self.progress.epoch.loss_sum = float(self.progress.epoch.loss_sum)  # a plain number fits any device
+        # A plain number fits any device, and the mean over the processes any number of them.
+        self.progress.epoch.loss_sum = float(self.world.mean(self.progress.epoch.loss_sum))
+        self.world.first(self._write_checkpoint)
+        self.saved_at = time.monotonic()
+
+    def _write_checkpoint(self) -> None:
         state = {
             "precision": self.job.runtime.precision,
             "data": self.job.data.digest,
@@ -258,11 +317,10 @@ class Trainer:
         }
         job = self.job
         save_checkpoint(job.folder.checkpoints, job.spec, self.progress.step, state, job.checkpoints.keep)
-        self.saved_at = time.monotonic()
 
     def _restore(self) -> None:
         job, folder = self.job, self.job.folder.checkpoints
-        state = load_checkpoint(folder, job.spec, job.log)
+        state = self.world.first(lambda: load_checkpoint(folder, job.spec, job.log))
         if state is None:
             return
         precision = "set `precision` to that value under `parameters`, or remove them"

@@ -15,9 +15,12 @@ class Stopped(Exception):
     """The run was interrupted by a signal after it had written a checkpoint."""
 
     def __init__(self, step: int, signal_number: int) -> None:
+        super().__init__(step, signal_number)
         self.step, self.signal = step, signal_number
-        name = signal.Signals(signal_number).name
-        super().__init__(f"stopped by {name} after step {step}; the same command continues from there")
+
+    def __str__(self) -> str:
+        name = signal.Signals(self.signal).name
+        return f"stopped by {name} after step {self.step}; the same command continues from there"
 
 
 @contextmanager

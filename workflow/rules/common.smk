@@ -112,8 +112,13 @@ def threads_of(wildcards):
     return pretrain_threads(spec_of(wildcards).d, len(TRAINED), CORES, SETTINGS)
 
 
+def processes_of(wildcards):
+    """How many processes share a training; as a resource, because a machine's setting must not repeat what is done."""
+    return PROJECT.processes(spec_of(wildcards))
+
+
 def gpus_of(wildcards):
-    """The number of GPUs that a job asks for."""
+    """The number of GPUs that a job of one process asks for."""
     return int(uses_gpu(SETTINGS["device"]))
 
 

@@ -14,10 +14,11 @@ rule pretrain:
         CONDA
     threads: threads_of
     resources:
-        gpu=gpus_of,
+        gpu=lambda wildcards: gpus_of(wildcards) * processes_of(wildcards),
+        processes=processes_of,
     params:
         spec=spec_json,
     shell:
         stage_command("pretrain", SETTINGS)
         + pretrain_flags(len(TRAINED), CORES, SETTINGS)
-        + "--spec {params.spec:q} --out $(dirname {output.encoder:q}) --threads {threads} --log {log:q}"
+        + "--spec {params.spec:q} --out $(dirname {output.encoder:q}) --threads {threads} --processes {resources.processes} --log {log:q}"
