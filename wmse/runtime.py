@@ -105,7 +105,7 @@ def resolve(
                 f"processes: {world.local_size} of them need a GPU each and `device: cuda`; torch sees {seen}, and "
                 f"device is {device}"
             )
-    place = _device(device, gpu_slots, say)
+    place = _device(device, gpu_slots if world.local_size == 1 else 1, say)  # NCCL refuses processes that share one
     on_gpu = place.type == "cuda"
     if on_gpu and world.store:
         torch.cuda.set_device(place)  # which NCCL is to use
