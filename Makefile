@@ -1,7 +1,8 @@
 # Two commands do everything: `make quickstart` and `make test`. Both make .venv first, from the lock file.
 SHELL := /bin/bash
-PYTHON ?= python3
 VENV := .venv
+# Not that of .venv where this is active: it has no pip, and `--clear` below would empty it under its own feet.
+PYTHON ?= $(shell python3 -c 'import sys; print(sys.base_prefix + "/bin/python3" if sys.prefix == "$(CURDIR)/$(VENV)" else "python3")')
 BIN := $(VENV)/bin
 CORES ?= all
 # For the recipes that run something; not exported, because $(PYTHON) must stay the system's.
