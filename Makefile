@@ -32,7 +32,7 @@ estimate: $(VENV)/.complete ## what the runs of PRESET cost on this machine: vie
 	$(IN_VENV) wmse estimate $(if $(PRESET),--preset $(PRESET)) $(ESTIMATE_ARGS)
 
 test: $(VENV)/.complete ## set up and run the tests
-	$(IN_VENV) pytest $(PYTEST_ARGS)
+	$(IN_VENV) pytest --numprocesses 2 $(PYTEST_ARGS)
 
 test-processors: $(VENV)/.complete ## the numerical tests as on other processors, which variables of the libraries emulate (minutes)
 	$(IN_VENV) python tests/processors.py $(PYTEST_ARGS)

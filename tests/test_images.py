@@ -214,3 +214,16 @@ def test_training_on_streamed_images_depends_neither_on_the_decoding_threads_nor
         states.append(trainer.method.state_dict())
     for other in states[1:]:
         assert [name for name in other if not torch.equal(other[name], states[0][name])] == []
+
+
+@pytest.mark.parametrize("rows", [slice(2, 5), torch.tensor([6, 0, 3])])
+def test_a_share_of_a_batch_has_the_views_of_the_whole(
+    data: ArrayDataset, jpegs: ArraySplit, rows: slice | torch.Tensor
+) -> None:
+    """Also of files, whose sizes a process knows of its own share only."""
+    index = torch.tensor([40, 3, 17, 60, 61, 8, 9])
+    for images in (ArrayImages(data["train"].images, RECIPE, 0, CPU), FileImages(jpegs.files, RECIPE, 32, CPU)):
+        whole, share = images.views(index, 2, 0, 1), images.views(index, 2, 0, 1, rows)
+        assert all(torch.equal(a[rows], b) for a, b in zip(whole, share, strict=True))
+        every, part = torch.cat(list(images.plain(5))), torch.cat(list(images.plain(5, slice(10, 31))))
+        assert torch.equal(every[10:31], part)

@@ -35,7 +35,7 @@ CRASHED = 99  # the exit status of a child that ended with an exception that is 
 
 
 def start(work: Callable[[], object], log: Path) -> int:
-    """Fork a child that does `work` and exits with 0, with 1 for a WmseError (its message is in `log`), or CRASHED."""
+    """Fork a child that does `work` and exits with 0, with 1 for a WmseError, as it wishes, or CRASHED; `log` has why."""
     pid = os.fork()
     if pid:
         return pid
@@ -48,6 +48,8 @@ def start(work: Callable[[], object], log: Path) -> int:
         except WmseError as error:
             print(f"wmse: error: {error}")
             status = 1
+        except SystemExit as end:
+            status = int(end.code or 0)
         except BaseException:
             traceback.print_exc()
         sys.stdout.flush()
