@@ -35,7 +35,7 @@ CRASHED = 99  # the exit status of a child that ended with an exception that is 
 
 
 def start(work: Callable[[], object], log: Path) -> int:
-    """Fork a child that does `work` and exits with 0, with 1 for a WmseError, as it wishes, or CRASHED; `log` has why."""
+    """Fork a child that does `work`; it exits with 0, 1 for a WmseError, or as it says, else CRASHED; see `log`."""
     pid = os.fork()
     if pid:
         return pid
