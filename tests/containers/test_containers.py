@@ -328,13 +328,11 @@ def test_docker_stop_writes_a_checkpoint_and_the_next_run_goes_on(tmp_path: Path
         return done.stdout + done.stderr
 
     first = start()
-    assert "epoch 2/30" in wait_for(lambda: log(first), "epoch 2/30", 90), log(first)
+    assert "epoch 2/30" in wait_for(lambda: log(first), "epoch 2/30", 600), log(first)
     second = in_docker(folder, *long)
     assert second.returncode == 1
     assert "results: at work here is snakemake" in second.stderr
-    before = time.monotonic()
-    docker("stop", "--time", "30", first)
-    assert time.monotonic() - before < 20
+    docker("stop", "--time", "60", first)  # then it would be killed, with 137
     assert docker("inspect", "-f", "{{.State.ExitCode}}", first).stdout.strip() == "143", log(first)
     assert "the same command continues from there" in log(first)
     assert len(list(folder.glob("results/runs/*/*/*/checkpoints/step-*.pt"))) == 1
@@ -342,7 +340,7 @@ def test_docker_stop_writes_a_checkpoint_and_the_next_run_goes_on(tmp_path: Path
 
     # Killed without a chance to clean up: Snakemake's lock stays.
     killed = start()
-    assert "continuing" in wait_for(lambda: log(killed), "continuing", 60), log(killed)
+    assert "continuing" in wait_for(lambda: log(killed), "continuing", 600), log(killed)
     docker("kill", killed)
     assert list((folder / "results/.snakemake/locks").iterdir())
     printed = succeeded(in_docker(folder, *long))
@@ -421,13 +419,13 @@ def test_a_stop_under_apptainer_writes_a_checkpoint(tmp_path: Path) -> None:
         command = [*offline(), *snakemake_command(), "--use-singularity", *settings]
         run = subprocess.Popen(command, cwd=folder, env=environment(), stdout=file, stderr=file, start_new_session=True)
         try:
-            assert "epoch 2/30" in wait_for(log.read_text, "epoch 2/30", 90), log.read_text()
+            assert "epoch 2/30" in wait_for(log.read_text, "epoch 2/30", 600), log.read_text()
             os.killpg(run.pid, signal.SIGTERM)  # as batch systems do
             assert run.wait(30) != 0
         finally:
             if run.poll() is None:
                 os.killpg(run.pid, signal.SIGKILL)
-    assert "the same command continues" in wait_for(log.read_text, "the same command continues", 10)
+    assert "the same command continues" in wait_for(log.read_text, "the same command continues", 60)
     assert len(list(folder.glob("results/runs/*/*/*/checkpoints/step-*.pt"))) == 1
     printed = succeeded(snakemake(folder, "--use-singularity", *settings))
     assert "continuing" in printed
