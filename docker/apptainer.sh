@@ -19,7 +19,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 if ! command -v patchelf >/dev/null || ! command -v mksquashfs >/dev/null; then
   { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-    apt-get install -y -qq --no-install-recommends patchelf squashfs-tools; } >"$work/log" 2>&1 \
+    apt-get install -y -qq -o DPkg::Lock::Timeout=300 --no-install-recommends patchelf squashfs-tools; } >"$work/log" 2>&1 \
     || { tail -n 5 "$work/log" >&2; fail "apt could not install patchelf and squashfs-tools"; }
 fi
 

@@ -25,7 +25,7 @@ up() {
   if ! [ -x /usr/sbin/dockerd ] || ! command -v debootstrap >/dev/null; then
     command -v apt-get >/dev/null || fail "there is no dockerd here and no apt to install it with"
     { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-      apt-get install -y -qq --no-install-recommends docker.io debootstrap; } >"$STATE/apt.log" 2>&1 \
+      apt-get install -y -qq -o DPkg::Lock::Timeout=300 --no-install-recommends docker.io debootstrap; } >"$STATE/apt.log" 2>&1 \
       || { tail -n 5 "$STATE/apt.log" >&2; fail "apt could not install docker.io and debootstrap"; }
   fi
   if docker_ info >/dev/null 2>&1; then return; fi

@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-work=$(mktemp -d /tmp/wmse-containers.XXXXXX)
+work=$(mktemp -d "${TMPDIR:-/tmp}/wmse-containers.XXXXXX")
 started=
 # shellcheck disable=SC2329 # called by the trap
 cleanup() {
@@ -28,6 +28,11 @@ skip() {
   exit 0
 }
 stage() { echo "== $1 (after $SECONDS s)"; }
+
+# The engine's layers, the copy of them that `docker save` makes, the archive, and what Apptainer unpacks of it.
+need=40
+free=$(($(df --output=avail --block-size=1 "$work" | tail -n 1) >> 30))
+[ "$free" -ge $need ] || skip "they need $need GiB of disk, and $work has $free: free some, or name another disk by TMPDIR"
 
 stage "engine"
 export DOCKER=${DOCKER:-docker}
@@ -55,6 +60,9 @@ export IMAGE=wmse-repro:test
 make --no-print-directory image DOCKER="$DOCKER" IMAGE=$IMAGE BASE_IMAGE="${BASE_IMAGE:-}" REVISION=test-image \
   >"$work/build.log" 2>&1 || { tail -n 30 "$work/build.log"; echo "0 passed, 1 failed: the image does not build"; exit 1; }
 tail -n 1 "$work/build.log"
+
+# Of an engine of its own, what only the build needed: as much again as the image.
+if [ -n "$started" ]; then "$DOCKER" builder prune --all --force >/dev/null; fi
 
 if [ -z "${WMSE_NO_APPTAINER:-}" ]; then
   stage "sif"

@@ -25,7 +25,7 @@ if [ -z "${WMSE_SLURM_WORK:-}" ]; then
     stage "packages"
     command -v apt-get >/dev/null || skip "there is no apt here to install it with"
     { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-      apt-get install -y -qq --no-install-recommends "${packages[@]}"; } >/dev/null || skip "apt could not install it"
+      apt-get install -y -qq -o DPkg::Lock::Timeout=300 --no-install-recommends "${packages[@]}"; } >/dev/null || skip "apt could not install it"
   fi
   own=(unshare --mount --net --uts --pid --fork --mount-proc --kill-child)
   "${own[@]}" true 2>/dev/null || skip "this system does not give out namespaces"
