@@ -19,10 +19,21 @@ import yaml
 from wmse.config import parse_label
 from wmse.errors import ConfigError, DataError
 from wmse.report.compare import benchmark_title, method_label
-from wmse.report.paper import METRICS, PaperValue
-from wmse.report.results import BASELINES, DIAGNOSTICS, Cell, Group, Run, Summary, group_runs, load_history
+from wmse.report.measures import FIGURES, knn_at, method_name, value_of
+from wmse.report.paper import PaperValue
+from wmse.report.reduced import (
+    Answer,
+    Criteria,
+    describe,
+    effect_table,
+    explain,
+    heading,
+    judge_reduced,
+    load_criteria,
+    summarize,
+)
+from wmse.report.results import BASELINES, Cell, Group, Run, Summary, group_runs
 from wmse.report.tables import NONE, markdown_table, show_summary, to_csv
-from wmse.runs.folder import HISTORY, RESULT
 
 CLAIMS_FILE = Path(__file__).with_name("claims.yaml")
 SUPPORTED = "supported"
@@ -30,8 +41,6 @@ REFUTED = "not supported"
 UNTESTED = "not tested at this budget"
 ASIDE = "not a benchmark of the claim"
 RULES = ("every", "majority")
-FIGURES = {**METRICS, **{name: heading for name, (heading, _) in DIAGNOSTICS.items()}}
-FIGURES["effective_rank_share"] = "effective rank / k"
 BOUNDS = ("at_least", "at_most", "above")
 
 
@@ -79,7 +88,13 @@ class Verdict:
 def compose_claims(runs: Sequence[Run], paper: Sequence[PaperValue]) -> dict[str, str]:
     """Text of claims.md and tables/claims.csv by path; writes nothing. Raises DataError."""
     verdicts = judge(load_claims(), runs, paper)
-    return {"claims.md": _claims_page(verdicts), "tables/claims.csv": to_csv(_outcome_table(verdicts))}
+    criteria = load_criteria()
+    answers = judge_reduced(criteria, runs)
+    return {
+        "claims.md": _claims_page(verdicts, criteria, answers),
+        "tables/claims.csv": to_csv(_outcome_table(verdicts)),
+        "tables/claims-reduced.csv": to_csv(effect_table(answers)),
+    }
 
 
 def judge(claims: Sequence[Claim], runs: Sequence[Run], paper: Sequence[PaperValue]) -> list[Verdict]:
@@ -264,29 +279,6 @@ class _Side:
         return f"{self.label}: {figures}"
 
 
-def method_name(label: str) -> str:
-    """A method label as tables print it."""
-    return method_label(*parse_label(label))
-
-
-def value_of(run: Run, figure: str) -> float:
-    """A figure of one run. Raises DataError if the run has none."""
-    measured = run.measured
-    if figure == "effective_rank_share" and "effective_rank" in measured:
-        return measured["effective_rank"] / run.spec["embedding"]
-    if figure not in measured:
-        raise DataError(f"{run.path / RESULT}: has no '{figure}', which a claim needs; evaluate the run again")
-    return measured[figure]
-
-
-def knn_at(run: Run, share: float) -> float:
-    """The 5-nn accuracy at the evaluated epoch nearest to a share of the training. Raises DataError."""
-    knn = load_history(run).set_index("epoch")["knn5_top1"].dropna().sort_index()
-    if knn.empty:
-        raise DataError(f"{run.path / HISTORY}: has no 5-nn accuracy, which a claim needs; train the run again")
-    return float(knn.iloc[abs(knn.index - share * run.epochs).argmin()])
-
-
 def _combine(claim: Claim, outcomes: Sequence[Outcome]) -> Verdict:
     counted = [outcome for outcome in outcomes if outcome.reason != ASIDE]
     held = sum(outcome.holds is True for outcome in counted)
@@ -316,11 +308,17 @@ reduced where only the paper's recipe counts.
 """
 
 
-def _claims_page(verdicts: Sequence[Verdict]) -> str:
-    head = ["", "claim", "verdict", "why"]
-    body = [[str(i), v.claim.claim, f"**{v.verdict}**", v.reason] for i, v in enumerate(verdicts, start=1)]
-    parts = ["# The paper's claims, judged by our runs\n", INTRODUCTION, markdown_table(head, body, left=4)]
-    return "\n".join([*parts, *(_section(i, verdict) for i, verdict in enumerate(verdicts, start=1))])
+def _claims_page(verdicts: Sequence[Verdict], criteria: Criteria, answers: Sequence[Answer]) -> str:
+    head = ["", "claim", "verdict", "why", heading(criteria)]
+    parts = ["# The paper's claims, judged by our runs\n", INTRODUCTION, explain(criteria)]
+    body, sections = [], []
+    for number, verdict in enumerate(verdicts, start=1):
+        reduced = [answer for answer in answers if answer.question.claim == number]
+        budget = " (at any budget)" if verdict.claim.recipe == "any" and verdict.verdict != UNTESTED else ""
+        words = f"**{verdict.verdict}**{budget}"
+        body.append([str(number), verdict.claim.claim, words, verdict.reason, summarize(reduced)])
+        sections += [_section(number, verdict), describe(criteria, reduced)]
+    return "\n".join([*parts, markdown_table(head, body, left=5), *sections])
 
 
 def _section(number: int, verdict: Verdict) -> str:
