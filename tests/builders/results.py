@@ -43,7 +43,7 @@ def make_run(
     if not trained:
         epochs, differences, d = 0, None, None
     spec = {"benchmark": benchmark, "method": method, "seed": seed, "epochs": epochs, **spec_extra}
-    spec |= {} if d is None else {"d": d}
+    spec |= {"d": 1} if not trained else {} if d is None else {"d": d}
     digest = RunSpec.from_dict(spec, runnable=False).hash
     label = f"wmse-{d}" if method == "wmse" else method
     run = f"{benchmark}/{label}/seed{seed}-{digest[:8]}"

@@ -225,6 +225,7 @@ def test_the_page_names_verdict_criterion_figures_and_runs(tmp_path: Path) -> No
     runs = collapse_runs(tmp_path)
     write_claims(runs, tmp_path / "out")
     text = (tmp_path / "out/claims.md").read_text()
+    assert "| **supported** (at any budget)" in text.split("\n## ")[0]
     first = text.split("\n## ")[1]
     assert "**supported**: 4 of 4 checks hold" in first
     assert "Criterion: Every seed of W-MSE 2 ends" in first

@@ -25,13 +25,16 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return runs + [make_run(root, b, m) for b in ("cifar10", "stl10") for m in ("random", "pixels")]
 
 
+CLAIMS = ("claims", "claims-reduced")
+
+
 def test_plots_exist_and_are_deterministic(several: list[Path], tmp_path: Path) -> None:
     build_report(several, tmp_path / "a")
     build_report(list(reversed(several)), tmp_path / "b")
     names = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
     figures = ("training", "dynamics", "accuracy", "collapse", "time")
     expected = {f"plots/{name}.{kind}" for name in figures for kind in ("png", "svg")}
-    expected |= {"tables.md", "claims.md", *(f"tables/{name}.csv" for name in ("provenance", "claims", *experiments()))}
+    expected |= {"tables.md", "claims.md", *(f"tables/{name}.csv" for name in ("provenance", *CLAIMS, *experiments()))}
     assert {str(name) for name in names} == expected
     for name in names:
         content = (tmp_path / "a" / name).read_bytes()
