@@ -9,7 +9,7 @@ from torchvision.models import resnet18, resnet50
 
 from builders.runs import tiny_spec
 from builders.tensors import seeded
-from wmse.encoder import STEMS, Encoder, projection_head
+from wmse.encoder import STEMS, Encoder, Subsampled, projection_head
 from wmse.methods import build_encoder, build_method, embed
 from wmse.methods.simclr import SimCLR
 
@@ -28,6 +28,18 @@ def test_stems_shrink_the_image_as_the_paper_says(stem: str, stride: int, arch: 
     encoder.layer1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
     encoder(noise(2, 3, 32, 64))
     assert seen == [(2, 4, 32 // stride, 64 // stride)]
+
+
+def test_a_narrow_encoder_computes_its_strided_shortcuts_as_any_other() -> None:
+    narrow = Encoder(width=4)
+    found = [module for module in narrow.modules() if isinstance(module, Subsampled)]
+    assert len(found) == 1  # the other shortcuts have at least 8 channels
+    conv, x = found[0].double(), noise(3, 4, 7, 8).double().requires_grad_()
+    weights = noise(3, 8, 4, 4).double()
+    plain = nn.functional.conv2d(x, conv.weight, stride=2)
+    torch.testing.assert_close(conv(x), plain)
+    expected = torch.autograd.grad((plain * weights).sum(), (x, conv.weight))
+    torch.testing.assert_close(torch.autograd.grad((conv(x) * weights).sum(), (x, conv.weight)), expected)
 
 
 def adapted(stem: str) -> nn.Module:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from wmse.config import RunSpec
@@ -58,6 +58,20 @@ class Encoder(ResNet):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.kernel_size == (1, 1) and module.stride != (1, 1) and module.in_channels < 8:
+                    module.__class__ = Subsampled
+
+
+class Subsampled(nn.Conv2d):
+    """A strided 1x1 convolution, computed without stride on the pixels that it sees.
+
+    oneDNN's gradient of the strided one for fewer than 8 channels, channels last, writes past the end of its memory on
+    CPUs with AVX2 and without AVX-512 (torch 2.15, oneDNN 3.13.3).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows, columns = self.stride
+        return nn.functional.conv2d(input[..., ::rows, ::columns], self.weight, self.bias)
 
 
 def projection_head(
