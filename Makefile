@@ -11,7 +11,7 @@ IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 # The preset to look at, e.g. `make estimate PRESET=paper`; that of config.yaml if empty.
 PRESET ?=
 
-.PHONY: help quickstart estimate test test-processors test-faults bench lint format lock image sif test-containers slurm test-slurm clean
+.PHONY: help quickstart estimate test test-processors test-faults test-learning bench lint format lock image sif test-containers slurm test-slurm clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ test-processors: $(VENV)/.complete ## the numerical tests as on other processors
 
 test-faults: $(VENV)/.complete ## every injected fault: kills, full disks, broken downloads, fuzzed input (minutes)
 	$(IN_VENV) pytest tests/faults --long $(PYTEST_ARGS)
+
+test-learning: $(VENV)/.complete ## every recipe in small learns: 5-nn before and after a training (an hour of one core)
+	$(IN_VENV) pytest tests/training/test_learning.py --long $(PYTEST_ARGS)
 
 $(VENV)/.bench: $(VENV)/.complete envs/bench.lock
 	$(PYTHON) -m pip --python $(BIN)/python install --require-hashes -r envs/bench.lock --progress-bar off

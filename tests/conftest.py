@@ -15,18 +15,24 @@ COUNTS: Counter[str] = Counter()  # what the tests in tests/faults inflicted, by
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--long", action="store_true", help="the long part of tests/faults as well (make test-faults)")
+    parser.addoption(
+        "--long", action="store_true", help="the long tests as well (make test-faults, make test-learning)"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "long: part of `make test-faults` only, because it takes minutes")
+    config.addinivalue_line(
+        "markers", "long: part of `make test-faults` or `make test-learning` only, because it takes minutes"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--long"):
         for item in items:
             if item.get_closest_marker("long"):
-                item.add_marker(pytest.mark.skip(reason="the long part: run by `make test-faults`"))
+                item.add_marker(
+                    pytest.mark.skip(reason="the long part: run by `make test-faults` and `make test-learning`")
+                )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -77,6 +77,24 @@ def test_relative_values_follow_recipe_preset_and_user() -> None:
     assert make_spec("cifar10/wmse-2", 0, [{"lr": "* 0.5"}]).lr == 0.0015
 
 
+def test_the_rate_of_imagenet_is_written_before_its_square_root_scaling() -> None:
+    """SimCLRv2's 0.075 * sqrt(4096), with 0.1 in its place for W-MSE; the miniature and every other batch follow."""
+    assert [make_spec(f"{b}/simclr", 0).lr for b in ("imagenet", "imagenet_mini")] == [4.8, 4.8]
+    assert [make_spec(f"{b}/wmse-{d}", 0).lr for b in ("imagenet", "imagenet_mini") for d in (2, 4)] == [6.4] * 4
+    quick = next(spec for spec in load_project({"preset": "quick"}).runs if spec.cell == "imagenet_mini/wmse-4")
+    assert (quick.batch_size, quick.lr) == (64, 0.8)
+
+    def rate(*overrides: dict[str, Any]) -> float:
+        return make_spec("imagenet/wmse-4", 0, overrides).lr
+
+    assert rate({"batch_size": 1024}) == 3.2
+    assert rate({"batch_size": "* 0.25", "lr": "* 0.5"}) == 1.6
+    assert rate({"lr": "0.3*sqrt(batch_size)"}, {"batch_size": 256}) == pytest.approx(4.8)
+    assert rate({"lr": 0.3}, {"batch_size": 256}) == 0.3
+    differences = paper_differences(make_spec("imagenet/wmse-4", 0, [{"batch_size": 1024}]))
+    assert differences["lr"] == {"run": 3.2, "paper": 6.4}
+
+
 def test_variants_of_the_paper_depart_from_its_recipe_only_where_a_preset_does() -> None:
     spec = make_spec("cifar10/wmse-2@w-size-x2", 0)
     assert paper_differences(spec) == {}

@@ -26,9 +26,9 @@ KNOWN = [
     "cifar10/wmse-4/seed0-705bd1b8",
     "cifar10/random/seed0-2dd5b5a4",
     "fashion_mnist/byol/seed0-d9beca86",
-    "imagenet/wmse-4/seed0-1368f645",
+    "imagenet/wmse-4/seed0-dd934eda",
     "imagenet100/pixels/seed0-482e9d64",
-    "imagenet_mini/wmse-2/seed0-03fed925",
+    "imagenet_mini/wmse-2/seed0-0f0a244d",
     "stl10/simclr/seed0-8ef48bbe",
     "tiny_imagenet/wmse-2/seed0-0ff206da",
 ]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -116,6 +118,77 @@ def test_lars_steps_are_those_by_hand() -> None:
     optimizer.step()
     torch.testing.assert_close(weight.data, before - 0.9 * first)
     torch.testing.assert_close(bias.data, torch.tensor([0.5, 3.0]) - 0.9 * torch.tensor([0.5, -1.0]))
+
+
+LARS_RUN = tiny_spec(
+    optimizer="lars", schedule="cosine", lr=6.4, weight_decay=1e-4, epochs=10, warmup_epochs=2, lr_drops=[]
+)
+Step = Callable[[list[Tensor], list[Tensor], float], list[Tensor]]  # (parameters, gradients, rate) to parameters
+
+
+def written_out(parameters: list[Tensor]) -> Step:
+    """LARS one number at a time: SimCLRv2's, whose rate is inside the velocity and whose norm has the decay in it."""
+    velocities = [[0.0] * p.numel() for p in parameters]
+
+    def step(parameters: list[Tensor], gradients: list[Tensor], lr: float) -> list[Tensor]:
+        moved = []
+        for p, gradient, velocity in zip(parameters, gradients, velocities, strict=True):
+            w, g = p.flatten().tolist(), gradient.flatten().tolist()
+            if p.ndim > 1:
+                g = [x + 1e-4 * y for x, y in zip(g, w, strict=True)]
+                trust = 0.001 * math.sqrt(sum(x * x for x in w)) / math.sqrt(sum(x * x for x in g))
+                g = [trust * x for x in g]
+            velocity[:] = [0.9 * v + lr * x for v, x in zip(velocity, g, strict=True)]
+            w = [x - v for x, v in zip(w, velocity, strict=True)]
+            moved.append(torch.tensor(w, dtype=torch.float64).view_as(p))
+        return moved
+
+    return step
+
+
+def by_optax(parameters: list[Tensor]) -> Step:
+    """The LARS of optax, whose rate is a function of the step; biases and batch norm are masked."""
+    jax = pytest.importorskip("jax", reason="optax, another library's LARS, is not installed: pip install optax")
+    optax = pytest.importorskip("optax", reason="another library's LARS is not installed: pip install optax")
+    jax.config.update("jax_enable_x64", True)
+    schedule = jax.numpy.array(rates(LARS_RUN, 3))
+    matrices = [p.ndim > 1 for p in parameters]
+    lars = optax.lars(
+        lambda step: schedule[step], 1e-4, matrices, trust_coefficient=0.001, trust_ratio_mask=matrices, momentum=0.9
+    )
+    state = lars.init([jax.numpy.array(p.numpy()) for p in parameters])
+
+    def step(parameters: list[Tensor], gradients: list[Tensor], lr: float) -> list[Tensor]:
+        nonlocal state
+        values, slopes = ([jax.numpy.array(x.numpy()) for x in xs] for xs in (parameters, gradients))
+        changes, state = lars.update(slopes, state, values)
+        return [torch.tensor(numpy.asarray(value + change)) for value, change in zip(values, changes, strict=True)]
+
+    return step
+
+
+@pytest.mark.parametrize("another", [written_out, by_optax])
+def test_thirty_steps_of_lars_are_those_of_another(another: Callable[[list[Tensor]], Step]) -> None:
+    """Two networks that each follow their own gradient, in float64, through a warm-up and a half cosine."""
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 5)).double()
+    theirs = copy.deepcopy(ours)
+    optimizer = build_optimizer(LARS_RUN, ours)
+    step = another([p.detach() for p in theirs.parameters()])
+    for i, lr in enumerate(rates(LARS_RUN, 3)):
+        images, targets = torch.randn(8, 3, 6, 6).double(), torch.randn(8, 5).double()
+        for network in (ours, theirs):
+            network.zero_grad()
+            (network(images) - targets).square().mean().backward()
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        parameters = list(theirs.parameters())
+        moved = step([p.detach() for p in parameters], [p.grad for p in parameters], lr)
+        for p, value in zip(parameters, moved, strict=True):
+            p.data = value
+        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-11, msg=f"step {i}, {tuple(p.shape)}")
+    assert i == 29
 
 
 def test_lars_resumes_from_its_state() -> None:

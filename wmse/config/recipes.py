@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -111,7 +112,7 @@ def paper_parameters(
 ) -> dict[str, Any]:
     """The paper's parameters of a cell with `overrides` applied in order; relative values are applied last.
 
-    Raises ConfigError: no such benchmark, or a relative value that cannot be applied.
+    Raises ConfigError: no such benchmark, or a relative value or a rate that cannot be computed.
     """
     book = recipes()
     if benchmark not in book["benchmarks"]:
@@ -132,9 +133,27 @@ def paper_parameters(
                 relative[key] = value
             else:
                 parameters[key] = value
+    where = f"{benchmark}/{method}" + (f"@{variant}" if variant else "")
+    lr_factor = relative.pop("lr", None)
     for key, value in relative.items():
-        parameters[key] = _scaled(f"{benchmark}/{method}@{variant}", key, parameters.get(key), value, d)
+        parameters[key] = _scaled(where, key, parameters.get(key), value, d)
+    if "lr" in parameters:  # when the batch, which it may depend on, is settled
+        parameters["lr"] = _rate(where, parameters["lr"], parameters["batch_size"])
+    if lr_factor:
+        parameters["lr"] = _scaled(where, "lr", parameters.get("lr"), lr_factor, d)
     return {**parameters, "benchmark": benchmark, "method": method, "d": d, "variant": variant}
+
+
+def _rate(where: str, rate: Any, batch_size: Any) -> Any:
+    """The learning rate "NUMBER * sqrt(batch_size)" as a number; what is no text, as it is."""
+    if not isinstance(rate, str):
+        return rate
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*\*\s*sqrt\(batch_size\)", rate)
+    if not match:
+        raise ConfigError(f"{where}: lr must be a number or 'NUMBER * sqrt(batch_size)', got {show(rate)}")
+    if not isinstance(batch_size, int) or not 1 <= batch_size <= LARGEST:
+        raise ConfigError(f"{where}: batch_size must be an integer, at least 1, got {show(batch_size)}")
+    return float(match[1]) * math.sqrt(batch_size)
 
 
 def _scaled(where: str, key: str, value: Any, factor: str, d: int) -> int | float:

@@ -175,12 +175,14 @@ class Trainer:
         runtime.begin_step()
         rows, slices = self._share(len(index), step)
         views = self.world.together(lambda: self.images.views(index, spec.d, spec.seed, step, rows))
+        self._check_views(len(views), "views of an image came from the data")
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(spec, step, self.steps_per_epoch)
         slices = None if slices is None else on_device(slices, runtime.device)
         self.network.train()
         with runtime.autocast():
             output = self.network([runtime.batch(view) for view in views], slices)
+        self._check_views(len(output.embeddings), "of them had embeddings for the loss")
         self.optimizer.zero_grad(set_to_none=True)
         output.loss.backward()
         self.guard.check(step, output)
@@ -188,6 +190,12 @@ class Trainer:
         self.method.after_step(step // self.steps_per_epoch / spec.epochs)
         self.progress.step += 1
         return output
+
+    def _check_views(self, found: int, where: str) -> None:
+        """A loss for d views that is given fewer is another loss, and nothing else would show it."""
+        if found != self.job.spec.d:
+            run, step = self.job.spec.run, self.progress.step
+            raise TrainingError(f"{run}: step {step}: the run has d = {self.job.spec.d} views, but {found} {where}")
 
     def _share(self, n: int, step: int) -> tuple[slice | Tensor, Tensor | None]:
         """The positions of this process's images in a step's batch of n, and the slices of the embeddings it will have.
