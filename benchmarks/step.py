@@ -92,28 +92,27 @@ def _narrow(device: torch.device) -> Table:
             "d x N",
             "step, us/view",
             "convolutions / step",
-            "batch norms and ReLUs / step",
-            "bf16 / fp32",
+            "norms, ReLUs / step",
+            "step in auto / step",
         ],
-        "fp32, one thread, as each of many runs has it. Convolutions, and batch norms with ReLUs: those of the encoder"
-        " alone, forward and backward on resident random tensors; 1 over what is left is the most that a faster rest can"
-        " give. bf16: the same step in the other precision, above 1 where fp32 is faster.",
+        "One thread, fp32. Convolutions, and batch norms with ReLUs: those of the encoder alone, forward and backward"
+        f" on resident random tensors. auto: the precision that is chosen here ({resolve(str(device)).precision}).",
     )
     for width, pixels, d in ((8, 16, 2), (8, 32, 4), (16, 16, 4), (16, 32, 2)):
         shape = {"batch_size": 128 // d, "width": width, "view_size": pixels}
         head = {"head_hidden": 256, "embedding": 16, "w_size": 32}
         spec = make_spec(f"cifar10/wmse-{d}", 0, [{**shape, **head}])
         with tempfile.TemporaryDirectory() as folder, one_thread():
-            runtimes = [resolve(str(device), precision=precision) for precision in ("fp32", "bf16")]
+            runtimes = [resolve(str(device), precision=precision) for precision in ("fp32", "auto")]
             data = arrays(2048)
-            plain, half = (_ours(Trainer(Job(spec, data, RunFolder(Path(folder)), each))) for each in runtimes)
+            plain, auto = (_ours(Trainer(Job(spec, data, RunFolder(Path(folder)), each))) for each in runtimes)
             contestants = {
                 "step": plain,
                 "convolutions": _layers(spec, runtimes[0], nn.Conv2d),
                 "norms": _layers(spec, runtimes[0], nn.BatchNorm2d, nn.ReLU),
-                "bf16": half,
+                "auto": auto,
             }
-            step, convolutions, norms, bf16 = alternate(contestants, 9, device).values()
+            step, convolutions, norms, in_auto = alternate(contestants, 9, device).values()
         views = d * spec.batch_size
         table.rows.append(
             [
@@ -122,7 +121,7 @@ def _narrow(device: torch.device) -> Table:
                 f"{1e6 * statistics.median(step) / views:.0f}",
                 ratio(convolutions, step),
                 ratio(norms, step),
-                ratio(bf16, step),
+                ratio(in_auto, step),
             ]
         )
     return table
@@ -139,7 +138,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _layers(spec: RunSpec, runtime: Runtime, *kinds: type[nn.Module]) -> Callable[[], None]:
-    """The encoder's calls of modules of some `kinds`, each on its own, forward and backward, for all views of a step."""
+    """The encoder's calls of modules of some `kinds`, each on its own, forward and backward, on all views."""
     encoder = runtime.place(Encoder(spec.arch, spec.stem, spec.width)).train()
     calls: list[tuple[nn.Module, torch.Tensor, torch.Tensor]] = []
 
