@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import tempfile
@@ -43,7 +44,7 @@ def measure(device: torch.device) -> list[Table]:
         table.rows.append(
             _row(make_spec(f"cifar10/wmse-{d}", 0, [{"batch_size": n}]), runtime, rounds=25 if on_gpu else 5)
         )
-    return [table, _compiled(device)]
+    return [table, _compiled(device), *([] if on_gpu else [_narrow(device)])]
 
 
 def _compiled(device: torch.device) -> Table:
@@ -80,6 +81,83 @@ def _compiled(device: torch.device) -> Table:
             ]
         )
     return table
+
+
+def _narrow(device: torch.device) -> Table:
+    """What bounds the narrow encoders of the presets for CPUs: the parts of a step, one view's share on one core."""
+    table = Table(
+        "Narrow encoders on one core",
+        [
+            "width, pixels",
+            "d x N",
+            "step, us/view",
+            "convolutions / step",
+            "norms, ReLUs / step",
+            "step in auto / step",
+        ],
+        "One thread, fp32. Convolutions, and batch norms with ReLUs: those of the encoder alone, forward and backward"
+        f" on resident random tensors. auto: the precision that is chosen here ({resolve(str(device)).precision}).",
+    )
+    for width, pixels, d in ((8, 16, 2), (8, 32, 4), (16, 16, 4), (16, 32, 2)):
+        shape = {"batch_size": 128 // d, "width": width, "view_size": pixels}
+        head = {"head_hidden": 256, "embedding": 16, "w_size": 32}
+        spec = make_spec(f"cifar10/wmse-{d}", 0, [{**shape, **head}])
+        with tempfile.TemporaryDirectory() as folder, one_thread():
+            runtimes = [resolve(str(device), precision=precision) for precision in ("fp32", "auto")]
+            data = arrays(2048)
+            plain, auto = (_ours(Trainer(Job(spec, data, RunFolder(Path(folder)), each))) for each in runtimes)
+            contestants = {
+                "step": plain,
+                "convolutions": _layers(spec, runtimes[0], nn.Conv2d),
+                "norms": _layers(spec, runtimes[0], nn.BatchNorm2d, nn.ReLU),
+                "auto": auto,
+            }
+            step, convolutions, norms, in_auto = alternate(contestants, 9, device).values()
+        views = d * spec.batch_size
+        table.rows.append(
+            [
+                f"{width}, {pixels}",
+                f"{d} x {spec.batch_size}",
+                f"{1e6 * statistics.median(step) / views:.0f}",
+                ratio(convolutions, step),
+                ratio(norms, step),
+                ratio(in_auto, step),
+            ]
+        )
+    return table
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _layers(spec: RunSpec, runtime: Runtime, *kinds: type[nn.Module]) -> Callable[[], None]:
+    """The encoder's calls of modules of some `kinds`, each on its own, forward and backward, on all views."""
+    encoder = runtime.place(Encoder(spec.arch, spec.stem, spec.width)).train()
+    calls: list[tuple[nn.Module, torch.Tensor, torch.Tensor]] = []
+
+    def remember(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        x = torch.randn_like(inputs[0]).requires_grad_(inputs[0].requires_grad)
+        calls.append((module, x, torch.randn_like(output)))
+
+    hooks = [module.register_forward_hook(remember) for module in encoder.modules() if isinstance(module, kinds)]
+    encoder(runtime.batch(torch.randn(spec.batch_size, 3, spec.view_size, spec.view_size)))
+    for hook in hooks:
+        hook.remove()
+    for module, _, _ in calls:
+        module.inplace = False  # of a ReLU: a leaf of a graph cannot be overwritten
+
+    def run() -> None:
+        for module, x, gradient in calls * spec.d:
+            module(x).backward(gradient)
+
+    return run
 
 
 def _row(spec: RunSpec, runtime: Runtime, rounds: int) -> list[str]:
