@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import os
@@ -100,6 +101,12 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
         type=_positive(int),
         default=1,
         help="share the run among so many processes, each with a GPU or a part of the threads (default: 1)",
+    )
+    command.add_argument(
+        "--nodes",
+        type=_positive(int),
+        default=1,
+        help="the processes are on so many hosts, on each of which srun starts this command (default: 1)",
     )
 
     _add_run(add("evaluate", run_evaluate, "linear probe and 5-nn of one run"))
@@ -297,14 +304,15 @@ def run_pretrain(options: argparse.Namespace, output: Output) -> int:
     spec, folder, preset = _selected_run(options)
     if not spec.trained:
         raise ConfigError(f"{spec.run}: the baseline '{spec.method}' has nothing to train; use `wmse evaluate`")
-    spec.check_processes(options.processes)
+    spec.check_processes(options.processes, options.nodes)
     from wmse.distributed import join, started_by_launcher
 
     if options.processes > 1 and not started_by_launcher():
         from wmse.distributed.launch import launch
 
         threads = options.threads or len(os.sched_getaffinity(0))
-        return launch(options.arguments, options.processes, threads, lambda line: output(line, file=sys.stderr))
+        say = functools.partial(output, file=sys.stderr)
+        return launch(options.arguments, options.processes, options.nodes, threads, say)
     from wmse.datasets import load
     from wmse.training import CheckpointPolicy, Job, Stopped, pretrain
 
