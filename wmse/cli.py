@@ -138,6 +138,12 @@ def _add_services(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--watts", type=float, help="the machine's power, instead of measuring it")
     command.add_argument("--seconds", type=float, default=10.0, help="at most, for one warm-up (default: 10)")
     command.add_argument("--memory", action="store_true", help="only the memory that a GPU needs; none has to be there")
+    command.add_argument("--gpus", type=_positive(int), nargs="+", help="instead: trainings on so many GPUs")
+    speed = functools.partial(command.add_argument, type=_positive(float))
+    speed("--tflops", help="with --gpus: what each computes, in TFLOP/s (default: measured on this machine's device)")
+    speed("--bandwidth", default=25.0, help="with --gpus: what each receives, in GB/s (default: 25)")
+    speed("--latency", default=50.0, help="with --gpus: of a collective, in microseconds (default: 50)")
+    speed("--decoding", help="with --gpus: images a second that the cores beside each decode (default: enough)")
     command.add_argument("--json", action="store_true", help="one JSON object instead of the table")
 
     command = add("selfcheck", run_selfcheck, "whether this installation works: arithmetic, data, folders")
@@ -253,7 +259,10 @@ def run_list(options: argparse.Namespace, output: Output) -> None:
 def run_estimate(options: argparse.Namespace, output: Output) -> None:
     project = _project(options)
     if options.memory:
-        _estimate_memory(project, options, output)
+        from wmse.estimate.memory import memory_report
+
+        for line in memory_report(project, options.data_root, options.json):
+            output(line)
         return
     from wmse.estimate import WarmUp, as_table, estimate_runs, notes, total
     from wmse.power import PowerMeter
@@ -274,6 +283,13 @@ def run_estimate(options: argparse.Namespace, output: Output) -> None:
     results = options.root / project.settings["results"]
     with tempfile.TemporaryDirectory(prefix="wmse-estimate-") as folder:
         warm_up = WarmUp(runtime, options.seconds, meter, Path(folder), progress)
+        if options.gpus:
+            from wmse.estimate.scaling import Speeds, scaling_report
+
+            speeds = Speeds(*(getattr(options, field) for field in Speeds._fields))
+            for line in scaling_report(project, options.gpus, options.data_root, speeds, warm_up, options.json):
+                output(line)
+            return
         rows = estimate_runs(project.runs, results, options.data_root, warm_up)
     machines = [value.describe() for value in runtimes.values()]
     content = {"preset": project.settings["preset"], "hardware": hardware(machines[0]), "runtimes": machines}
@@ -286,18 +302,6 @@ def run_estimate(options: argparse.Namespace, output: Output) -> None:
         output(f"{key}: {json.dumps(value)}")
     for line in notes(rows, meter):
         output(line)
-
-
-def _estimate_memory(project: Project, options: argparse.Namespace, output: Output) -> None:
-    from wmse.estimate.memory import MEMORY_NOTE, estimate_memory, memory_table
-
-    rows = estimate_memory(project.runs, options.data_root)
-    if options.json:
-        output(json.dumps({"preset": project.settings["preset"], "runs": [vars(row) for row in rows]}))
-        return
-    output(memory_table(rows))
-    output("")
-    output(MEMORY_NOTE)
 
 
 def run_pretrain(options: argparse.Namespace, output: Output) -> int:

@@ -35,14 +35,14 @@ def data_root(tmp_path: Path) -> Path:
 
 
 def small(**changes: Any) -> RunSpec:
-    sizes = {"epochs": 1, "batch_size": 512, "lr_drops": [], "warmup_iterations": 0}
+    sizes = {"epochs": 1, "batch_size": 512, "width": 8, "lr_drops": [], "warmup_iterations": 0}
     return tiny_spec("wmse-2", benchmark="fashion_mnist", **{**sizes, **changes})
 
 
 def start(spec: RunSpec, out: Path, data_root: Path, processes: int, nodes: int = 1) -> list[subprocess.Popen[str]]:
     """The command as `srun` would start it on every node, all of which are this machine."""
     words = ["--spec", json.dumps(spec.compact()), "--out", out, "--data-root", data_root, "--device", "cpu"]
-    counts = ["--processes", processes, "--nodes", nodes, "--threads", processes, "--no-progress"]
+    counts = ["--processes", processes, "--nodes", nodes, "--threads", processes, "--channels-last", "false"]
     command = [sys.executable, "-m", "wmse", "pretrain", *map(str, words + counts)]
     common = {**PATIENT, **STEP, "SLURM_JOB_ID": "1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
     pipe = subprocess.PIPE
