@@ -24,7 +24,7 @@ def parameters(spec: RunSpec) -> int:
 
 
 def channels(spec: RunSpec) -> int:
-    """Of all batch norms in a step: those of the encoder, five of each of its widths, once a view, and that of the head."""
+    """Of all batch norms in a step: the encoder has five of each of its widths, once a view, and the head one."""
     return 2 * spec.width * 5 * (1 + 2 + 4 + 8) + spec.head_hidden
 
 
