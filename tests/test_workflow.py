@@ -21,6 +21,7 @@ from wmse.workflow import (
     forget_killed_run,
     hold_folders,
     outside_folders,
+    placement,
     pretrain_flags,
     pretrain_threads,
     rule_graph_config,
@@ -281,6 +282,14 @@ def test_a_training_gets_threads_by_its_length_where_runs_are_few_and_cores_are_
     assert [pretrain_threads(d, 17, 8, SETTINGS) for d in (2, 8)] == [1, 1]
     assert pretrain_threads(8, 1, 64, {**SETTINGS, "device": "cuda"}) == 8
     assert pretrain_threads(8, 2, 8, {**SETTINGS, "threads": 3}) == 3
+
+
+def test_a_training_on_several_nodes_is_a_task_on_each_with_its_share_of_the_gpus() -> None:
+    assert placement(8, 1, gpus=1) == {"gpu": 8}
+    assert placement(8, 1, gpus=0) == {"gpu": 0}
+    tasks = {"mpi": "srun", "tasks": 2, "tasks_per_gpu": 0}
+    assert placement(8, 2, gpus=1) == {**tasks, "gres": "gpu:4"}
+    assert placement(8, 2, gpus=0) == tasks
 
 
 def test_commands_say_all_settings_of_the_machine() -> None:

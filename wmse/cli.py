@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import os
@@ -101,6 +102,12 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
         default=1,
         help="share the run among so many processes, each with a GPU or a part of the threads (default: 1)",
     )
+    command.add_argument(
+        "--nodes",
+        type=_positive(int),
+        default=1,
+        help="the processes are on so many hosts, on each of which srun starts this command (default: 1)",
+    )
 
     _add_run(add("evaluate", run_evaluate, "linear probe and 5-nn of one run"))
 
@@ -131,6 +138,12 @@ def _add_services(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--watts", type=float, help="the machine's power, instead of measuring it")
     command.add_argument("--seconds", type=float, default=10.0, help="at most, for one warm-up (default: 10)")
     command.add_argument("--memory", action="store_true", help="only the memory that a GPU needs; none has to be there")
+    command.add_argument("--gpus", type=_positive(int), nargs="+", help="instead: trainings on so many GPUs")
+    speed = functools.partial(command.add_argument, type=_positive(float))
+    speed("--tflops", help="with --gpus: what each computes, in TFLOP/s (default: measured on this machine's device)")
+    speed("--bandwidth", default=25.0, help="with --gpus: what each receives, in GB/s (default: 25)")
+    speed("--latency", default=50.0, help="with --gpus: of a collective, in microseconds (default: 50)")
+    speed("--decoding", help="with --gpus: images a second that the cores beside each decode (default: enough)")
     command.add_argument("--json", action="store_true", help="one JSON object instead of the table")
 
     command = add("selfcheck", run_selfcheck, "whether this installation works: arithmetic, data, folders")
@@ -246,7 +259,10 @@ def run_list(options: argparse.Namespace, output: Output) -> None:
 def run_estimate(options: argparse.Namespace, output: Output) -> None:
     project = _project(options)
     if options.memory:
-        _estimate_memory(project, options, output)
+        from wmse.estimate.memory import memory_report
+
+        for line in memory_report(project, options.data_root, options.json):
+            output(line)
         return
     from wmse.estimate import WarmUp, as_table, estimate_runs, notes, total
     from wmse.power import PowerMeter
@@ -267,6 +283,13 @@ def run_estimate(options: argparse.Namespace, output: Output) -> None:
     results = options.root / project.settings["results"]
     with tempfile.TemporaryDirectory(prefix="wmse-estimate-") as folder:
         warm_up = WarmUp(runtime, options.seconds, meter, Path(folder), progress)
+        if options.gpus:
+            from wmse.estimate.scaling import Speeds, scaling_report
+
+            speeds = Speeds(*(getattr(options, field) for field in Speeds._fields))
+            for line in scaling_report(project, options.gpus, options.data_root, speeds, warm_up, options.json):
+                output(line)
+            return
         rows = estimate_runs(project.runs, results, options.data_root, warm_up)
     machines = [value.describe() for value in runtimes.values()]
     content = {"preset": project.settings["preset"], "hardware": hardware(machines[0]), "runtimes": machines}
@@ -281,30 +304,19 @@ def run_estimate(options: argparse.Namespace, output: Output) -> None:
         output(line)
 
 
-def _estimate_memory(project: Project, options: argparse.Namespace, output: Output) -> None:
-    from wmse.estimate.memory import MEMORY_NOTE, estimate_memory, memory_table
-
-    rows = estimate_memory(project.runs, options.data_root)
-    if options.json:
-        output(json.dumps({"preset": project.settings["preset"], "runs": [vars(row) for row in rows]}))
-        return
-    output(memory_table(rows))
-    output("")
-    output(MEMORY_NOTE)
-
-
 def run_pretrain(options: argparse.Namespace, output: Output) -> int:
     spec, folder, preset = _selected_run(options)
     if not spec.trained:
         raise ConfigError(f"{spec.run}: the baseline '{spec.method}' has nothing to train; use `wmse evaluate`")
-    spec.check_processes(options.processes)
+    spec.check_processes(options.processes, options.nodes)
     from wmse.distributed import join, started_by_launcher
 
     if options.processes > 1 and not started_by_launcher():
         from wmse.distributed.launch import launch
 
         threads = options.threads or len(os.sched_getaffinity(0))
-        return launch(options.arguments, options.processes, threads, lambda line: output(line, file=sys.stderr))
+        say = functools.partial(output, file=sys.stderr)
+        return launch(options.arguments, options.processes, options.nodes, threads, say)
     from wmse.datasets import load
     from wmse.training import CheckpointPolicy, Job, Stopped, pretrain
 

@@ -135,6 +135,21 @@ def pretrain_threads(d: int, jobs: int, cores: int, settings: Mapping[str, Any])
     return share * max(1, d // 2)
 
 
+def placement(processes: int, nodes: int, gpus: int) -> dict[str, int | str]:
+    """The resources of a training's job, beside `nodes`, by which an executor finds room for its processes.
+
+    On several nodes it prepares one task for each, which the job itself starts (`srun`), and gives out GPUs by the
+    node, as a number for the whole job may be spread unevenly.
+
+    Args:
+        gpus: of one process.
+    """
+    if nodes == 1:
+        return {"gpu": gpus * processes}
+    tasks: dict[str, int | str] = {"mpi": "srun", "tasks": nodes, "tasks_per_gpu": 0}
+    return {**tasks, "gres": f"gpu:{gpus * processes // nodes}"} if gpus else tasks
+
+
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 

@@ -78,6 +78,27 @@ def _cell(**parameters: Any) -> dict[str, Any]:
     return {"parameters": {"fashion_mnist/wmse-4": parameters}}
 
 
+def test_processes_and_nodes_are_settings_of_the_machine_by_pattern() -> None:
+    several = {"processes": {"*": 2, "cifar10/wmse-4": 4}, "nodes": {"cifar10/*": 2}}
+    plain, project = (load_project({"preset": "paper", **given}) for given in ({}, several))
+    assert [run.hash for run in project.runs] == [run.hash for run in plain.runs]
+    placed = {run.cell: (project.processes(run), project.nodes(run)) for run in project.runs}
+    assert placed["cifar10/wmse-4"] == (4, 2)
+    assert placed["cifar100/wmse-4"] == (2, 1)
+
+
+def test_a_loss_is_of_sub_batches_where_each_process_can_have_as_many() -> None:
+    project = load_project({"preset": "paper"})
+    spec = project.find("imagenet/wmse-4/seed0")  # 16 sub-batches of 256
+    assert [spec.loss_over(processes) for processes in (1, 16, 32)] == ["sub-batches", "sub-batches", "batch"]
+    assert project.find("stl10/wmse-2/seed0").loss_over(2) == "batch"  # four slicings
+    assert project.find("cifar10/byol/seed0").loss_over(2) == "images"
+    with pytest.raises(ConfigError, match=r"must divide the batch of 4096 images, got 3; allowed: 1, 2, 4, 8"):
+        spec.check_processes(3)
+    with pytest.raises(ConfigError, match=r"nodes: must divide the 8 processes, got 3; allowed: 1, 2, 4, 8"):
+        spec.check_processes(8, 3)
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [

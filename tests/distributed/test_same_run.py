@@ -23,6 +23,7 @@ TOLERANCES = 1e-11, 1e-8
 # With LARS as on ImageNet, beside every method and ablation with Adam.
 CASES: dict[str, dict[str, Any]] = {
     **{label: {} for label in LABELS},
+    "wmse-4 gathered": {"w_size": 128},  # one sub-batch, which nobody can have alone
     "wmse-4 lars": {"optimizer": "lars", "schedule": "cosine", "lr": 0.1},
 }
 
@@ -30,7 +31,7 @@ CASES: dict[str, dict[str, Any]] = {
 def case_spec(case: str) -> RunSpec:
     """Of sixteen sub-batches, four where they are four times as large: one for each of four processes."""
     sizes = {"batch_size": BATCH, "w_size": 8, "embedding": 4}
-    return tiny_spec(case.split()[0], epochs=3, lr_drops=[], **sizes, **CASES[case])
+    return tiny_spec(case.split()[0], epochs=3, lr_drops=[], **{**sizes, **CASES[case]})
 
 
 def take_steps(case: str, data: ArrayDataset, folder: Path, world: World) -> list[dict[str, torch.Tensor]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from builders.results import PNG, cells, make_run, read_csv, rows_of, section, tables
+from builders.results import PNG, cells, edit, make_run, read_csv, rows_of, section, tables
 from wmse.config import experiments, parse_label
 from wmse.report import build_report
 from wmse.report.compare import compare
@@ -184,6 +184,18 @@ def test_provenance(tmp_path: Path) -> None:
     for part in ("0:46:40", "713", "0:00:30", "abababababab"):
         assert part in text
     assert "abab" * 4 not in text
+
+
+def test_provenance_says_which_processes_shared_a_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for key, value in {"processes": 8, "nodes": 2, "backend": "nccl"}.items():
+        edit(run, f"provenance.runtime.{key}", value)
+    edit(run, "pretrain.images_per_process", 32)
+    text = section(tables([run], tmp_path / "out"), "Provenance")
+    assert "2 cores, 8 processes on 2 nodes (nccl) of 32 images each" in text
+    (record,) = read_csv(tmp_path / "out/tables/provenance.csv")
+    columns = ("processes", "nodes", "backend", "images_per_process")
+    assert [record[name] for name in columns] == ["8", "2", "nccl", "32"]
 
 
 def test_no_runs_gives_the_papers_tables(tmp_path: Path) -> None:

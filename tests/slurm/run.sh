@@ -102,6 +102,7 @@ PartitionName=main Nodes=n1 Default=YES
 PartitionName=low Nodes=n2 PriorityTier=1
 PartitionName=high Nodes=n2 PriorityTier=2
 PartitionName=other Nodes=n3
+PartitionName=pair Nodes=n1,n3
 CONF
 cat >"$work/etc/gres.conf" <<'CONF'
 # Pretend GPUs: Slurm gives them out, and tells each job its own.

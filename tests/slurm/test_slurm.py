@@ -7,6 +7,7 @@ stopped at the very step at which the next job goes on: nothing is repeated. Its
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import shutil
@@ -168,6 +169,34 @@ def test_the_same_bits_as_without_slurm_and_a_report_of_what_the_jobs_used(tmp_p
     assert float(rows["pretrain"]["MaxRSS_MB"]) > 50
     # Whoever goes on without Slurm computes nothing again.
     assert "Nothing to be done" in snakemake(folder, "--config", "device=cpu").stderr
+
+
+def test_a_run_on_two_nodes_has_their_gpus_and_the_tables_of_one_process(tmp_path: Path) -> None:
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "plain").mkdir()
+    few_steps = {"epochs": 1, "lr_drops": [], "width": 8, "batch_size": 2560}
+    folder = project(tmp_path / "slurm", few_steps)
+    shutil.copy(folder / "config.yaml", tmp_path / "plain")
+    edit(folder, **{"set-resources": {"pretrain": {"slurm_partition": "pair", "gres": "gpu:2"}}})
+    with running(folder, "--config", "processes=4", "nodes=2") as workflow:
+        workflow.wait_for("steps of 2 x 2560 views")
+        own = environment_of(workflow.trainers()[0])
+        assert (own["CUDA_VISIBLE_DEVICES"], own["WORLD_SIZE"], own["LOCAL_WORLD_SIZE"]) == ("0,1", "4", "2")
+        done = snakemake(tmp_path / "plain", "--config", "device=cpu", "threads=1")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert workflow.process.wait(PATIENCE) == 0, workflow.said
+    (record,) = folder.glob("results/runs/*/wmse-2/*/pretrain.json")
+    runtime = json.loads(record.read_text())["provenance"]["runtime"]
+    assert (runtime["processes"], runtime["nodes"]) == (4, 2)
+    # Rounding of float32 grows from step to step, and may change what becomes of a few of the 2,000 test images.
+    assert accuracies(folder) == pytest.approx(accuracies(tmp_path / "plain"), abs=1.0)
+
+
+def accuracies(folder: Path) -> dict[str, float]:
+    """Of every metric in percent, as the table of the methods has them."""
+    with open(folder / "results/tables/table1.csv", encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["runs"] and row["metric"] in ("linear_top1", "knn5_top1")]
+    return {row["metric"]: float(row["ours_mean"]) for row in rows}
 
 
 # --- GPUs -------------------------------------------------------------------------------------------------------------

@@ -78,8 +78,16 @@ class Project:
     runs: tuple[RunSpec, ...]
 
     def processes(self, spec: RunSpec) -> int:
-        """How many processes share the training of a run: its last matching pattern decides, and without one 1."""
-        given = self.settings["processes"]
+        """How many processes share the training of a run."""
+        return self._number("processes", spec)
+
+    def nodes(self, spec: RunSpec) -> int:
+        """How many hosts these processes are on."""
+        return self._number("nodes", spec)
+
+    def _number(self, key: str, spec: RunSpec) -> int:
+        """The last matching pattern decides, and without one it is 1."""
+        given = self.settings[key]
         patterns = given if isinstance(given, dict) else {"*": given}
         return next((n for pattern, n in reversed(patterns.items()) if fnmatch.fnmatchcase(spec.cell, pattern)), 1)
 
@@ -116,13 +124,13 @@ def load_project(config: Mapping[str, Any]) -> Project:
         _check_path(key, settings[key])
     # The preset's patterns come first, so that the user's have the last word.
     patterns = [*_mapping(preset, "parameters").items(), *_mapping(config, "parameters").items()]
-    if isinstance(settings["processes"], dict):
-        for pattern in settings["processes"]:
-            _check_pattern("processes", pattern)
+    for key in ("processes", "nodes"):
+        for pattern in settings[key] if isinstance(settings[key], dict) else ():
+            _check_pattern(key, pattern)
     project = Project(settings, tuple(_runs(settings, patterns)))
     for spec in project.runs:
         if spec.trained:
-            spec.check_processes(project.processes(spec))
+            spec.check_processes(project.processes(spec), project.nodes(spec))
     return project
 
 

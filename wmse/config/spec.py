@@ -164,33 +164,38 @@ class RunSpec:
             return self.whitening
         return "cholesky" if self.method == "wmse" else "identity"
 
-    @property
-    def loss_over(self) -> str | None:
-        """What the loss is a mean over: "images", "sub-batches" (of the only slicing) or the whole "batch".
+    def loss_over(self, processes: int) -> str | None:
+        """What a process of `processes` computes the loss over: its "images", its "sub-batches", or the whole "batch".
 
-        None if the method does not say so, and its batch cannot be divided.
+        Sub-batches are those of the only slicing, if each process can have as many. None if the method does not say
+        so, and its batch cannot be divided.
         """
         over = loss_over(self.method)
         if over != "sub-batches":
             return over
         if self.resolved_whitening == "identity":
             return "images"
-        return over if self.w_iter == 1 else "batch"
+        return over if self.w_iter == 1 and self.batch_size // self.w_size % processes == 0 else "batch"
 
-    def check_processes(self, processes: int) -> None:
-        """Raise ConfigError, which names the possible numbers, if the run cannot be divided among so many processes."""
-        over = self.loss_over
-        shares = self.batch_size // (self.w_size if over == "sub-batches" else 1)
-        if processes > 1 and over is None:
+    def check_processes(self, processes: int, nodes: int = 1) -> None:
+        """Raise ConfigError if the run cannot be divided among so many processes, or these among so many hosts.
+
+        The message names the possible numbers.
+        """
+        if processes > 1 and self.loss_over(processes) is None:
             raise ConfigError(
                 f"{self.cell}: processes: must be 1: the method '{self.method}' does not say under `loss_over` in "
                 "recipes.yaml how its batch can be divided"
             )
-        if not 1 <= processes <= shares or shares % processes:
-            allowed = ", ".join(str(n) for n in range(1, shares + 1) if shares % n == 0)
-            unit = f"sub-batches of {self.w_size}" if over == "sub-batches" else "images"
+        if processes < 1 or self.batch_size % processes:
             raise ConfigError(
-                f"{self.cell}: processes: must divide the batch of {shares} {unit}, got {processes}; allowed: {allowed}"
+                f"{self.cell}: processes: must divide the batch of {self.batch_size} images, got {processes}; "
+                f"allowed: {_divisors(self.batch_size)}"
+            )
+        if nodes < 1 or processes % nodes:
+            raise ConfigError(
+                f"{self.cell}: nodes: must divide the {processes} processes, got {nodes}; allowed: "
+                f"{_divisors(processes)}"
             )
 
     @functools.cached_property
@@ -266,6 +271,10 @@ IDENTITY = tuple(name for name, field in FIELDS.items() if field.metadata["ident
 
 
 # --- validation -------------------------------------------------------------------------------------------------------
+
+
+def _divisors(n: int) -> str:
+    return ", ".join(str(divisor) for divisor in range(1, n + 1) if n % divisor == 0)
 
 
 def _typed(where: str, key: str, value: Any, kind: Any) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from contextlib import closing
+import json
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wmse.config import RunSpec
+from wmse.config import Project, RunSpec
 from wmse.datasets import SOURCES, ArrayDataset, ArraySplit
 from wmse.estimate.plan import image_counts, image_shape, step_key
 from wmse.estimate.pretend import PretendGpu, pretend_gpu
@@ -55,19 +56,26 @@ def two_steps(spec: RunSpec, counts: Mapping[str, int]) -> PretendGpu:
 
     The first step creates what later ones find. So `waits` are those of the second one, and the peak is, too.
     """
+    with pretended_training(spec, counts) as (gpu, trainer):
+        index = torch.arange(spec.batch_size)
+        trainer.step(index)
+        gpu.waits.clear()
+        trainer.step(index)
+    return gpu
+
+
+@contextmanager
+def pretended_training(spec: RunSpec, counts: Mapping[str, int]) -> Iterator[tuple[PretendGpu, Trainer]]:
+    """The run's own trainer on a pretended GPU."""
     precision = "bf16" if spec.precision == "auto" else spec.precision
     runtime = Runtime(torch.device("cuda"), precision)
     data = ArrayDataset(**{name: _images(spec, n) for name, n in counts.items()})
-    index = torch.arange(spec.batch_size)
     job = Job(spec, data, RunFolder(Path()), runtime, progress_bar=False)
     with pretend_gpu() as gpu, closing(Trainer(job)) as trainer:
         if SOURCES[spec.benchmark].streamed:
             trainer.images.close()
             trainer.images = _Views(spec.view_size)
-        trainer.step(index)
-        gpu.waits.clear()
-        trainer.step(index)
-    return gpu
+        yield gpu, trainer
 
 
 def _images(spec: RunSpec, n: int) -> ArraySplit:
@@ -89,6 +97,15 @@ class _Views:
 
     def close(self) -> None:
         """There is nothing to end."""
+
+
+def memory_report(project: Project, data_root: Path, as_json: bool) -> Iterator[str]:
+    """What the command prints."""
+    rows = estimate_memory(project.runs, data_root)
+    if as_json:
+        yield json.dumps({"preset": project.settings["preset"], "runs": [vars(row) for row in rows]})
+    else:
+        yield from (memory_table(rows), "", MEMORY_NOTE)
 
 
 def memory_table(runs: Sequence[MemoryEstimate]) -> str:

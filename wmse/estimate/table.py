@@ -119,7 +119,11 @@ HEADER = ["run", "views", "steps", "ms/step", "views/s", "hours", "of it eval.",
 
 def as_table(runs: Sequence[RunEstimate]) -> str:
     """The runs and their sum as an aligned table."""
-    lines = [HEADER, *map(_row, runs), _sums(total(runs))]
+    return align([HEADER, *map(_row, runs), _sums(total(runs))])
+
+
+def align(lines: Sequence[Sequence[str]]) -> str:
+    """Rows as columns of one width each, the first of them aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     aligned = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)
     return "\n".join("  ".join(line).rstrip() for line in aligned)

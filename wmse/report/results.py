@@ -45,6 +45,10 @@ OPTIONAL = {
     "provenance.hardware.cpu": str,
     "provenance.hardware.cores": int,
     "provenance.hardware.gpu": str,
+    "provenance.runtime.processes": int,
+    "provenance.runtime.nodes": int,
+    "provenance.runtime.backend": str,
+    "pretrain.images_per_process": int,
 }
 # What every trained run's `pretrain`, and every run's `provenance` hold; commit and dirty may be null.
 TRAINING_KEYS = {"epochs": int, "wall_seconds": float, "views_per_second": float}
@@ -97,10 +101,15 @@ class Run:
 
     @property
     def hardware(self) -> str:
-        """What the run was computed on: a GPU's name, or the processor and its cores."""
-        hardware = self.provenance["hardware"]
+        """What the run was computed on: a GPU's name, or the processor and its cores; how many processes shared it."""
+        hardware, runtime = self.provenance["hardware"], self.provenance["runtime"]
         cores = f", {hardware['cores']} core{'s' if hardware['cores'] != 1 else ''}" if hardware.get("cores") else ""
-        return hardware.get("gpu") or f"{hardware.get('cpu') or 'unknown CPU'}{cores}"
+        one = hardware.get("gpu") or f"{hardware.get('cpu') or 'unknown CPU'}{cores}"
+        if (runtime.get("processes") or 1) == 1:  # or an older result
+            return one
+        nodes = f" on {runtime['nodes']} nodes" if (runtime.get("nodes") or 1) > 1 else ""
+        images = (self.pretrain or {}).get("images_per_process")
+        return f"{one}, {runtime['processes']} processes{nodes} ({runtime.get('backend')}) of {images} images each"
 
     @functools.cached_property
     def measured(self) -> dict[str, float]:

@@ -89,7 +89,8 @@ class Trainer:
         if not self.steps_per_epoch:
             raise ConfigError(f"{spec.cell}: batch_size ({spec.batch_size}) exceeds the {len(self.images)} images")
         self.method = job.runtime.place(build_method(spec, stream_seed(spec.seed, "weights")))
-        if spec.loss_over == "batch":
+        self.loss_over = spec.loss_over(self.world.size)
+        if self.loss_over == "batch":
             self.method.gather = self.world.gather
         self.optimizer = build_optimizer(spec, self.method)
         self.guard = StepGuard(spec, self.steps_per_epoch, self.method, self.world)
@@ -205,7 +206,7 @@ class Trainer:
         """
         spec, part = self.job.spec, self.world.part(n)
         slices = self.method.draw(n, stream(spec.seed, "slices", step))
-        if self.world.size == 1 or spec.loss_over != "sub-batches":
+        if self.world.size == 1 or self.loss_over != "sub-batches":
             return part, slices
         rows = slices.flatten()[part]
         return rows, torch.arange(len(rows)).view(1, -1, spec.w_size)
@@ -215,8 +216,7 @@ class Trainer:
     def _measure(self, output: StepOutput) -> None:
         """How far the embeddings of an epoch's last step are from collapse."""
         self.guard.flush()  # so that they are finite
-        gathered = self.job.spec.loss_over == "batch"
-        embeddings = output.embeddings[:1] if gathered else self.world.gather(output.embeddings[:1])
+        embeddings = output.embeddings[:1] if self.loss_over == "batch" else self.world.gather(output.embeddings[:1])
         spread, rank = embedding_spread(embeddings[0])
         self.progress.epoch.embedding_std = spread.item()
         self.progress.epoch.effective_rank = rank.item()

@@ -17,6 +17,7 @@ from wmse.workflow import (
     forget_killed_run,
     hold_folders,
     outside_folders,
+    placement,
     pretrain_flags,
     pretrain_threads,
     rule_graph_config,
@@ -72,6 +73,11 @@ if workflow.is_main_process:
 
 DEPLOYMENT = workflow.deployment_settings.deployment_method
 if DeploymentMethod.APPTAINER in DEPLOYMENT:
+    for spec in PROJECT.runs:
+        if PROJECT.nodes(spec) > 1:
+            raise WorkflowError(
+                f"configuration: {spec.cell}: nodes: with --use-singularity it must be 1: a container has no srun"
+            )
     # In a variable, because the profile cannot know the paths.
     try:
         outside = outside_folders(SOURCE, RESULTS, DATA, BENCHMARKS)
@@ -117,9 +123,21 @@ def processes_of(wildcards):
     return PROJECT.processes(spec_of(wildcards))
 
 
+def nodes_of(wildcards):
+    """How many nodes of a cluster these processes are on."""
+    return PROJECT.nodes(spec_of(wildcards))
+
+
 def gpus_of(wildcards):
     """The number of GPUs that a job of one process asks for."""
     return int(uses_gpu(SETTINGS["device"]))
+
+
+def placed(name):
+    """One of the resources that say where the processes of a training are to be."""
+    return lambda wildcards: placement(
+        processes_of(wildcards), nodes_of(wildcards), gpus_of(wildcards)
+    ).get(name)
 
 
 def figure(name):

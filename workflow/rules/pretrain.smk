@@ -14,11 +14,16 @@ rule pretrain:
         CONDA
     threads: threads_of
     resources:
-        gpu=lambda wildcards: gpus_of(wildcards) * processes_of(wildcards),
         processes=processes_of,
+        nodes=nodes_of,
+        gpu=placed("gpu"),
+        gres=placed("gres"),
+        mpi=placed("mpi"),
+        tasks=placed("tasks"),
+        tasks_per_gpu=placed("tasks_per_gpu"),
     params:
         spec=spec_json,
     shell:
         stage_command("pretrain", SETTINGS)
         + pretrain_flags(len(TRAINED), CORES, SETTINGS)
-        + "--spec {params.spec:q} --out $(dirname {output.encoder:q}) --threads {threads} --processes {resources.processes} --log {log:q}"
+        + "--spec {params.spec:q} --out $(dirname {output.encoder:q}) --threads {threads} --processes {resources.processes} --nodes {resources.nodes} --log {log:q}"
