@@ -104,10 +104,10 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
 
     _add_run(add("evaluate", run_evaluate, "linear probe and 5-nn of one run"))
 
-    command = add("report", run_report, "tables, plots and verdicts on the paper's claims from result files")
+    command = add("report", run_report, "tables, plots, verdicts on the paper's claims, and a page with all of it")
     command.add_argument("runs", nargs="*", type=Path, metavar="DIRECTORY", help="directories with a result.json")
     command.add_argument("--out", type=Path, default=Path("results"))
-    command.add_argument("--only", choices=["tables", "claims", "plots"], help="default: all")
+    command.add_argument("--only", choices=["tables", "claims", "plots", "page"], help="default: all")
     _add_data_root(command)
 
     command = add("dag", run_dag, "a figure of the workflow, from `snakemake --rulegraph` on the standard input")
