@@ -23,13 +23,15 @@ def add_texts(axis: Axes, x: Iterable[float], y: Iterable[float], texts: Iterabl
     points = list(zip(x, y, texts, strict=True))
     points = points[:: 1 + len(points) // MOST_POINTS]
     # The id is all that matplotlib hands on to the SVG; `with_texts` makes titles of it.
-    xs, ys, told = zip(*points, strict=True) if points else ((), (), ())
-    axis.plot(xs, ys, "o", markersize=11, alpha=0, gid=TELLS + BETWEEN.join(told))
+    if points:
+        xs, ys, told = zip(*points, strict=True)
+        axis.plot(xs, ys, "o", markersize=11, alpha=0, gid=TELLS + BETWEEN.join(told))
 
 
 def with_texts(svg: bytes) -> bytes:
     """matplotlib's SVG with the texts of `add_texts`."""
-    root = ElementTree.fromstring(svg)
+    keeping_comments = ElementTree.XMLParser(target=ElementTree.TreeBuilder(insert_comments=True))
+    root = ElementTree.fromstring(svg, keeping_comments)
     for group in root.iter(f"{SVG}g"):
         if group.get("id", "").startswith(TELLS):
             texts = group.attrib.pop("id").removeprefix(TELLS).split(BETWEEN)
