@@ -11,7 +11,7 @@ IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 # The preset to look at, e.g. `make estimate PRESET=paper`; that of config.yaml if empty.
 PRESET ?=
 
-.PHONY: help quickstart estimate test test-processors test-faults test-learning bench lint format lock image sif test-containers slurm test-slurm clean
+.PHONY: help quickstart estimate test test-processors test-faults test-learning test-page bench lint format lock image sif test-containers slurm test-slurm clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,7 +26,7 @@ $(VENV)/.complete: envs/requirements.lock pyproject.toml
 quickstart: $(VENV)/.complete ## set up, run the whole DAG on the embedded data, print the tables
 	$(IN_VENV) snakemake --cores $(CORES)
 	@cat results/tables.md
-	@echo; echo "Tables: results/tables.md  Plots: results/plots/"
+	@echo; echo "Tables: results/tables.md  Plots: results/plots/  All on one page: results/report.html"
 
 estimate: $(VENV)/.complete ## what the runs of PRESET cost on this machine: views, hours, energy
 	$(IN_VENV) wmse estimate $(if $(PRESET),--preset $(PRESET)) $(ESTIMATE_ARGS)
@@ -43,6 +43,9 @@ test-faults: $(VENV)/.complete ## every injected fault: kills, full disks, broke
 test-learning: $(VENV)/.complete ## every recipe in small learns: 5-nn before and after a training (an hour of one core)
 	$(IN_VENV) pytest tests/training/test_learning.py --long $(PYTEST_ARGS)
 
+test-page: $(VENV)/.complete ## report.html in a headless Chromium, which root on Debian 12 installs
+	$(IN_VENV) tests/page/run.sh $(PYTEST_ARGS)
+
 $(VENV)/.bench: $(VENV)/.complete envs/bench.lock
 	$(PYTHON) -m pip --python $(BIN)/python install --require-hashes -r envs/bench.lock --progress-bar off
 	touch $@
@@ -56,7 +59,7 @@ lint: $(VENV)/.complete ## ruff (lint and format), snakefmt, snakemake --lint, h
 	$(IN_VENV) snakefmt --check workflow
 	$(IN_VENV) snakemake --lint
 	$(IN_VENV) hadolint Dockerfile
-	$(IN_VENV) shellcheck docker/*.sh envs/*.sh tests/containers/*.sh tests/slurm/*.sh .ci/run
+	$(IN_VENV) shellcheck docker/*.sh envs/*.sh tests/*/*.sh .ci/run
 
 format: $(VENV)/.complete ## apply the formatters
 	$(IN_VENV) ruff check --fix .

@@ -42,7 +42,7 @@ CONFIG: dict[str, Any] = {
     ],
     "parameters": {"*": {**TINY, "epochs": 2, "lr_drops": [1], "batch_size": 512, "probe_batch_size": 1000}},
 }
-REPORT = {"tables": 1, "claims": 1, "plots": 1, "all": 1}
+REPORT = {"tables": 1, "claims": 1, "plots": 1, "page": 1, "all": 1}
 
 
 def planned(folder: Path, *arguments: str) -> dict[str, int]:
@@ -86,6 +86,9 @@ def test_the_whole_dag_leaves_tables_plots_and_results(finished: Path) -> None:
         assert f"{result['metrics']['linear_top1']:.2f}" in tables
         assert result["run"] in tables
     assert "not run" in tables  # the paper's benchmarks
+    page = (finished / "results/report.html").read_text()
+    assert page.count("<svg ") == len(plots)
+    assert page.count(">log of the training</a>") == len(results(finished)) - 2
 
 
 def test_every_job_left_a_log(finished: Path) -> None:
@@ -176,7 +179,7 @@ def test_few_runs_share_the_cores_by_their_length(finished: Path) -> None:
 
 def test_the_figure_of_the_dag_shows_the_rules_that_ran(finished: Path) -> None:
     figure = (finished / "results/plots/dag.svg").read_text()
-    for text in ("prepare", "2 jobs", "pretrain", "6 jobs", "evaluate", "8 jobs", "tables", "claims", "plots"):
+    for text in ("prepare", "2 jobs", "pretrain", "6 jobs", "evaluate", "8 jobs", "tables", "claims", "page"):
         assert f"<!-- {text} -->" in figure
 
 

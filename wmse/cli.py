@@ -111,10 +111,10 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
 
     _add_run(add("evaluate", run_evaluate, "linear probe and 5-nn of one run"))
 
-    command = add("report", run_report, "tables, plots and verdicts on the paper's claims from result files")
+    command = add("report", run_report, "tables, plots, verdicts on the paper's claims, and a page with all of it")
     command.add_argument("runs", nargs="*", type=Path, metavar="DIRECTORY", help="directories with a result.json")
     command.add_argument("--out", type=Path, default=Path("results"))
-    command.add_argument("--only", choices=["tables", "claims", "plots"], help="default: all")
+    command.add_argument("--only", choices=["tables", "claims", "plots", "page"], help="default: all")
     _add_data_root(command)
 
     command = add("dag", run_dag, "a figure of the workflow, from `snakemake --rulegraph` on the standard input")
@@ -130,6 +130,11 @@ def _add_services(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add("runs", run_list, "list the runs of the configuration in the current folder")
     _add_config(command)
     command.add_argument("--json", action="store_true", help="the full specifications, one a line")
+
+    command = add("watch", run_watch, "all runs of the configuration with their progress, while they are computed")
+    _add_config(command)
+    command.add_argument("--seconds", type=_positive(float), default=2.0, help="between two looks (default: 2)")
+    command.add_argument("--once", action="store_true", help="print the table and exit")
 
     command = add("estimate", run_estimate, "views, hours and energy of every run, from a short warm-up")
     _add_config(command)
@@ -254,6 +259,14 @@ def run_init(options: argparse.Namespace, output: Output) -> None:
 def run_list(options: argparse.Namespace, output: Output) -> None:
     for spec in _project(options).runs:
         output(json.dumps(spec.to_dict()) if options.json else spec.run)
+
+
+def run_watch(options: argparse.Namespace, output: Output) -> None:
+    from wmse.watch import watch
+
+    project = _project(options)
+    with contextlib.suppress(KeyboardInterrupt):  # the way to leave
+        watch(project, options.root / project.settings["results"], output, options.seconds, options.once)
 
 
 def run_estimate(options: argparse.Namespace, output: Output) -> None:

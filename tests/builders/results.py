@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +131,10 @@ def read_csv(file: Path) -> list[dict[str, str]]:
 def rows_of(part: str) -> list[str]:
     """First cells of a section's table, without its head."""
     return [line.split(" | ")[0].strip("| ") for line in part.splitlines() if line.startswith("| ")][2:]
+
+
+def markdown_rows(path: Path) -> list[tuple[str, ...]]:
+    """The cells of every table's rows, heads included, as they are read."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if re.match(r"\| +[^-]", line)]
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]
+    return [tuple(re.sub(r"\*\*|\\", "", cell).strip() for cell in row) for row in rows]

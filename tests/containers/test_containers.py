@@ -355,8 +355,8 @@ def test_docker_stop_writes_a_checkpoint_and_the_next_run_goes_on(tmp_path: Path
 def test_every_job_runs_in_the_sif(apptainer_folder: tuple[Path, str]) -> None:
     folder, printed = apptainer_folder
     specs = shared_runs()
-    # prepare, pretrain, evaluate; tables, claims, plots, dag. `all` has no command
-    jobs = len({spec.benchmark for spec in specs}) + sum(spec.trained for spec in specs) + len(specs) + 4
+    # prepare, pretrain, evaluate; tables, claims, plots, page, dag. `all` has no command
+    jobs = len({spec.benchmark for spec in specs}) + sum(spec.trained for spec in specs) + len(specs) + 5
     assert printed.count("Activating apptainer image") + printed.count("Activating singularity image") == jobs
     commits = {result["provenance"]["commit"] for result in results(folder).values()}
     assert commits == {"test-image"}

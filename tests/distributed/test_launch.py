@@ -69,15 +69,17 @@ def at_work(launcher: subprocess.Popen[str], lock: Path) -> int:
 
 
 def test_two_nodes_with_two_processes_each_compute_what_one_process_does(tmp_path: Path, data_root: Path) -> None:
-    spec = small(batch_size=2560)  # three steps, in each of which rounding of float32 grows
+    # One step, and not Adam's, which makes as much of a gradient of nothing but rounding as of any other.
+    spec = small(batch_size=8192, optimizer="lars", lr=0.1)
     launchers = start(spec, tmp_path / "four", data_root, processes=4, nodes=2)
     assert [status for status, _ in map(end, launchers)] == [0, 0]
     (alone,) = start(spec, tmp_path / "one", data_root, processes=1)
     assert end(alone)[0] == 0
     found, expected = (load_file(tmp_path / name / "encoder.safetensors") for name in ("four", "one"))
-    # Biases begin at 0, and where their gradient is next to nothing Adam makes whole steps of its rounding.
-    floats = {name: x for name, x in expected.items() if x.is_floating_point() and not name.endswith("bias")}
-    assert [name for name, x in floats.items() if (found[name] - x).norm() > 0.01 * x.norm()] == []
+    floats = {name: x for name, x in expected.items() if x.is_floating_point()}
+    # A batch norm takes away what a bias before it adds: the gradients of most biases are sums that nearly cancel.
+    bounds = {name: 0.02 if name.endswith("bias") else 1e-4 for name in floats}
+    assert [name for name, x in floats.items() if (found[name] - x).norm() > bounds[name] * x.norm()] == []
     record = json.loads((tmp_path / "four/pretrain.json").read_text())
     runtime = record["provenance"]["runtime"]
     assert (runtime["processes"], runtime["nodes"], runtime["backend"]) == (4, 2, "gloo")

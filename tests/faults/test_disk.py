@@ -18,6 +18,7 @@ import matplotlib.figure  # noqa: F401 (heavy imports: once, not in every child)
 import pytest
 
 import wmse.features
+import wmse.report.page
 import wmse.report.plots  # noqa: F401 (with pandas, which another user may not be able to load)
 from builders.runs import tiny_spec
 from wmse.cli import main
@@ -25,6 +26,7 @@ from wmse.datasets import ArrayDataset, load, prepare
 from wmse.datasets.download import download
 from wmse.datasets.source import Archive
 from wmse.errors import DataError
+from wmse.report import PARTS
 from wmse.runs.verify import verify
 
 SPEC = tiny_spec("wmse-2", epochs=2, lr_drops=[1])
@@ -164,7 +166,7 @@ def test_a_full_disk_leaves_the_old_encoder_result_tables_and_plots(
     assert run(stage("evaluate", out), log)[0] == 0
     assert run(["report", out, "--out", report], log)[0] == 0
     before = contents(disk.folder)
-    commands = [["report", out, "--out", report, "--only", part] for part in ("tables", "claims", "plots")]
+    commands = [["report", out, "--out", report, "--only", part] for part in PARTS]
     for command in (stage("pretrain", out), stage("evaluate", out), *commands):
         disk.leave(0)
         status, output = run(command, log)

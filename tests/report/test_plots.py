@@ -34,7 +34,8 @@ def test_plots_exist_and_are_deterministic(several: list[Path], tmp_path: Path) 
     names = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
     figures = ("training", "dynamics", "accuracy", "collapse", "time")
     expected = {f"plots/{name}.{kind}" for name in figures for kind in ("png", "svg")}
-    expected |= {"tables.md", "claims.md", *(f"tables/{name}.csv" for name in ("provenance", *CLAIMS, *experiments()))}
+    tables = (f"tables/{name}.csv" for name in ("provenance", *CLAIMS, *experiments()))
+    expected |= {"tables.md", "claims.md", "report.html", *tables}
     assert {str(name) for name in names} == expected
     for name in names:
         content = (tmp_path / "a" / name).read_bytes()

@@ -1,8 +1,8 @@
 """The report: tables, plots and verdicts from result files, with the paper's numbers beside ours.
 
 `results` reads and checks runs, `paper` reads the paper's numbers, `compare` puts the two side by side, `tables` and
-`plots` print them, `claims` judges. A new table is a block in experiments.yaml, a new claim one in claims.yaml; a
-new figure is a function that is added to `compose_plots`.
+`plots` print them, `claims` judges, and `page` puts it all into one file for a browser. A new table is a block in
+experiments.yaml, a new claim one in claims.yaml; a new figure is a function that is added to `compose_plots`.
 Everything is composed before anything is written: an error leaves an older report as it was. A result that is damaged
 or does not fit is no error but left out, and every page says so first: the weeks of other runs stay readable, and no
 number is read that cannot be vouched for.
@@ -27,7 +27,7 @@ __all__ = ["build_report", "write_claims", "write_dag", "write_plots", "write_ta
 def build_report(
     run_dirs: Sequence[Path], out: Path, data_root: Path | None = None, only: str | None = None
 ) -> list[str]:
-    """Write the report on some runs below `out`, or a part of it (`COMPOSERS`); returns why runs are missing.
+    """Write the report on some runs below `out`, or a part of it (`PARTS`); returns why runs are missing.
 
     Runs must have been computed on the data that is prepared in `data_root`, as far as it is there, and on the same
     data as the other runs of their benchmark. Raises DataError: no such run, one run in two directories, or a history
@@ -38,10 +38,16 @@ def build_report(
     paper = load_paper()
     left_out = [str(error) for error in refused]
     files: dict[str, str | bytes] = {}
-    for part in [only] if only else COMPOSERS:
+    with_page = only in (None, "page")
+    for part in COMPOSERS if with_page else [only]:
         files |= COMPOSERS[part](runs, paper)
     if left_out:
         files |= {name: _with_warning(page, left_out) for name, page in files.items() if name.endswith(".md")}
+    if with_page:
+        from wmse.report.page import compose_page  # neither must tables wait for this
+
+        page = {"report.html": compose_page(files, runs, out)}
+        files = page if only else files | page
     _write_files(out, files)
     return left_out
 
@@ -65,6 +71,7 @@ def _plots(runs: Sequence[Run], paper: Sequence[PaperValue]) -> dict[str, bytes]
 
 
 COMPOSERS = {"tables": compose_tables, "claims": compose_claims, "plots": _plots}  # Each gives files by their path.
+PARTS = [*COMPOSERS, "page"]
 write_tables = partial(build_report, only="tables")
 write_claims = partial(build_report, only="claims")
 write_plots = partial(build_report, only="plots")

@@ -17,7 +17,8 @@ import pandas as pd
 
 from wmse.report.compare import CITED_METHODS, Row, Section, benchmark_title, compare, method_label
 from wmse.report.paper import METRICS, PaperValue
-from wmse.report.results import Group, Run, Summary, load_history
+from wmse.report.results import DIAGNOSTICS, Group, Run, Summary, load_history
+from wmse.report.svg import add_texts, with_texts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,7 +96,7 @@ def render(figure: Figure) -> dict[str, bytes]:
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
-        rendered[kind] = buffer.getvalue()
+        rendered[kind] = with_texts(buffer.getvalue()) if kind == "svg" else buffer.getvalue()
     return rendered
 
 
@@ -244,6 +245,12 @@ def _draw_curve(axis: Axes, curve: Curve, quantity: str, unit_seconds: float | N
     axis.plot(x, mean, marker=marker, markersize=3.5, linewidth=width, **look)
     if std.any():
         axis.fill_between(x, mean - std, mean + std, color=curve.colour, alpha=0.2, linewidth=0)
+    name = (METRICS | {key: heading for key, (heading, _) in DIAGNOSTICS.items()}).get(quantity, quantity)
+    spreads = [f" ± {value:.2g}" if value else "" for value in std]
+    told = zip(mean.index, mean, spreads, strict=True)
+    add_texts(
+        axis, x, mean, (f"{curve.label}, epoch {at:.0f}: {name} {value:.4g}{spread}" for at, value, spread in told)
+    )
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     return Line2D([], [], **look)
 

@@ -1,4 +1,4 @@
-"""Tables, verdicts and plots from result files alone; and a figure of this workflow."""
+"""Tables, verdicts, plots and a page of them all from result files alone; and a figure of this workflow."""
 
 
 rule tables:
@@ -53,6 +53,24 @@ rule plots:
         out=lambda wildcards: RESULTS,
     shell:
         report_command("plots")
+
+
+rule page:
+    input:
+        results=RESULT_FILES,
+        histories=HISTORIES,
+        dag=f"{RESULTS}/plots/dag.png",
+    output:
+        f"{RESULTS}/report.html",
+    log:
+        f"{RESULTS}/logs/page.log",
+    conda:
+        CONDA
+    params:
+        runs=result_folders,
+        out=lambda wildcards: RESULTS,
+    shell:
+        report_command("page")
 
 
 rule dag:
