@@ -1,9 +1,11 @@
-"""The encoder E (a torchvision ResNet with the paper's stems), its file, and the projection head g."""
+"""The encoder E (a torchvision ResNet with the paper's stems), what it sees of an image, its file, and the head g."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -13,12 +15,38 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from wmse.config import RunSpec
 from wmse.errors import CheckpointError
 from wmse.files import atomic_path
+from wmse.views import normalize, resize_center_crop
 
 BLOCKS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], list[int]]] = {
     "resnet18": (BasicBlock, [2, 2, 2, 2]),
     "resnet50": (Bottleneck, [3, 4, 6, 3]),
 }
 STEMS = ("cifar", "small", "imagenet")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What an encoder sees of an image that is not augmented: as in the evaluation of its run.
+
+    Attributes:
+        resize: pixels of the shorter side, by Pillow's bicubic interpolation, before the central crop.
+        size: side of the crop in pixels.
+        mean, std: by channel, of levels in 0..1.
+    """
+
+    resize: int
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, spec: RunSpec, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Preprocessing:
+        """That of a run on images with this mean and standard deviation."""
+        return cls(spec.eval_resize or spec.view_size, spec.view_size, tuple(mean), tuple(std))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """RGB images of one size, uint8 (n, 3, h, w), as the encoder's input, float32 (n, 3, size, size)."""
+        return normalize(resize_center_crop(images, self.resize, self.size), self.mean, self.std)
 
 
 class Encoder(ResNet):
@@ -30,14 +58,17 @@ class Encoder(ResNet):
             ImageNet) or "imagenet" (7x7 of stride 2, max-pool).
         width: channels of the first stage; 64 is the standard network and the only width of the paper.
 
-    Maps (N, 3, H, W) to (N, `features`) after global average pooling.
+    Maps (N, 3, H, W) to (N, `features`) after global average pooling. A trained one has the `preprocessing` of its run.
     """
+
+    preprocessing: Preprocessing | None = None
 
     def __init__(self, arch: str = "resnet18", stem: str = "cifar", width: int = 64) -> None:
         if arch not in BLOCKS or stem not in STEMS:
             raise ValueError(f"arch {arch!r} is not one of {', '.join(BLOCKS)}, or stem {stem!r} of {', '.join(STEMS)}")
         block, layers = BLOCKS[arch]
         super().__init__(block, layers)
+        self.arch, self.stem, self.width = arch, stem, width
         if width != 64:
             self._set_width(block, layers, width)
         if stem != "imagenet":
@@ -90,27 +121,43 @@ def projection_head(
 
 
 def save_encoder(path: Path, encoder: Encoder, spec: RunSpec, data_digest: str) -> None:
-    """Write the encoder's weights as safetensors, with torchvision's parameter names."""
+    """Write the encoder's weights as safetensors, with torchvision's parameter names, and all that using them needs."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
+    about = {
+        "run": spec.run,
+        "hash": spec.hash,
+        "data": data_digest,
+        "spec": spec.compact(),
+        "preprocessing": asdict(encoder.preprocessing) if encoder.preprocessing else None,
+    }
     # One entry, because safetensors writes several in random order, and equal runs shall give equal files.
-    metadata = {"wmse": json.dumps({"run": spec.run, "hash": spec.hash, "data": data_digest})}
     with atomic_path(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata))
+        temporary.write_bytes(save(tensors, {"wmse": json.dumps(about)}))
 
 
-def load_encoder(path: Path, encoder: Encoder, spec: RunSpec) -> None:
-    """Fill `encoder` with the weights of this very run. Raises CheckpointError: missing, damaged, or of another run."""
+def read_encoder(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What `save_encoder` wrote: what the file says of itself, and the weights. CheckpointError if it is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("wmse", "{}"))
+            about = json.loads((file.metadata() or {}).get("wmse", "{}"))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        metadata = metadata if isinstance(metadata, dict) else {}
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not a readable encoder ({error}): run the pretraining again") from None
-    if metadata.get("hash") != spec.hash:
-        raise CheckpointError(f"{path}: the encoder of {metadata.get('run')!s:.80}, not of {spec.run}")
+    return about if isinstance(about, dict) else {}, state
+
+
+def restore_encoder(path: Path, encoder: Encoder, spec: RunSpec) -> None:
+    """Fill `encoder` with the weights of this very run. Raises CheckpointError: missing, damaged, or of another run."""
+    about, state = read_encoder(path)
+    if about.get("hash") != spec.hash:
+        raise CheckpointError(f"{path}: the encoder of {about.get('run')!s:.80}, not of {spec.run}")
+    fill_encoder(path, encoder, state)
+
+
+def fill_encoder(path: Path, encoder: Encoder, state: dict[str, Tensor]) -> None:
+    """Take over the weights of the file `path`. CheckpointError if they are not those of this architecture."""
     try:
-        encoder.load_state_dict(state)
+        encoder.load_state_dict(state, assign=any(parameter.is_meta for parameter in encoder.parameters()))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: damaged ({reason}): run the pretraining again") from None

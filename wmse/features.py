@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wmse.datasets import SOURCES
-from wmse.encoder import load_encoder
+from wmse.encoder import restore_encoder
 from wmse.errors import TrainingError
 from wmse.images import ArrayImages, FileImages, open_images
 from wmse.methods import build_encoder
@@ -67,7 +67,7 @@ def run_features(job: Job) -> tuple[Tensor, Tensor]:
             return raw_pixels(train), raw_pixels(test)
         encoder = build_encoder(spec, stream_seed(spec.seed, "weights"))
         if spec.trained:
-            load_encoder(job.folder.encoder, encoder, spec)
+            restore_encoder(job.folder.encoder, encoder, spec)
         placed = runtime.place(encoder)
         return extract(placed, train, runtime), extract(placed, test, runtime)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from itertools import combinations, permutations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import cross_entropy
 from torch.nn.functional import normalize as unit_length
@@ -51,6 +51,30 @@ def wmse_loss(
     if info is not None:
         check_factorisations(info, w_size, embeddings.shape[-1])
     return loss
+
+
+class WMSELoss(nn.Module):
+    """`wmse_loss` for training loops that hold a loss as a module: `WMSELoss(w_size=128)(z0, z1)`.
+
+    Args:
+        w_size, w_iter, normalize: as of `wmse_loss`.
+
+    It has no parameters and no state; each call draws its slices from torch's global CPU generator. Of several
+    processes, each whitens the images that it is given: w_size must divide their number.
+    """
+
+    def __init__(self, w_size: int = 128, w_iter: int = 1, normalize: bool = True) -> None:
+        super().__init__()
+        self.w_size, self.w_iter, self.normalize = w_size, w_iter, normalize
+
+    def forward(self, *views: Tensor) -> Tensor:
+        """The loss, a scalar, of the embeddings (N, k) of each of d >= 2 views, or of all in one tensor (d, N, k)."""
+        embeddings = views[0] if len(views) == 1 else torch.stack(views)
+        return wmse_loss(embeddings, w_size=self.w_size, w_iter=self.w_iter, normalize=self.normalize)
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"w_size={self.w_size}, w_iter={self.w_iter}, normalize={self.normalize}"
 
 
 def wmse_loss_unchecked(

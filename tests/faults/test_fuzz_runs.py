@@ -16,7 +16,7 @@ from builders.raw import put
 from builders.results import make_run
 from builders.runs import make_job, tiny_spec
 from wmse.datasets import ArrayDataset
-from wmse.encoder import load_encoder, save_encoder
+from wmse.encoder import restore_encoder, save_encoder
 from wmse.methods import build_encoder
 from wmse.report import write_claims, write_plots, write_tables
 from wmse.runs.evaluate import evaluate
@@ -38,7 +38,7 @@ def test_fuzzed_encoders(tmp_path: Path, fuzz: Any) -> None:
 
     def check(content: bytes) -> None:
         path.write_bytes(content)
-        outcome(lambda: load_encoder(path, encoder, spec), path.name)
+        outcome(lambda: restore_encoder(path, encoder, spec), path.name)
 
     def assembled(head: Any) -> bytes:
         text = as_json(head).encode()

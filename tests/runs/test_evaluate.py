@@ -12,7 +12,7 @@ from torchvision.models import resnet18
 
 from builders.runs import make_job, tiny_spec
 from wmse.datasets import ArrayDataset
-from wmse.encoder import Encoder, load_encoder, save_encoder
+from wmse.encoder import Encoder, restore_encoder, save_encoder
 from wmse.errors import CheckpointError
 from wmse.runs.evaluate import evaluate
 from wmse.training import pretrain
@@ -49,12 +49,12 @@ def test_another_runs_encoder_or_data_is_refused(data: ArrayDataset, tmp_path: P
         evaluate(make_job(tiny_spec(lr=0.5), data, tmp_path))
     save_encoder(tmp_path / "encoder.safetensors", Encoder(width=4), tiny_spec(lr=0.5), data.digest)
     with pytest.raises(CheckpointError, match=r"encoder\.safetensors: the encoder of cifar10/wmse-2/seed0-"):
-        load_encoder(tmp_path / "encoder.safetensors", Encoder(width=4), spec)
+        restore_encoder(tmp_path / "encoder.safetensors", Encoder(width=4), spec)
     with pytest.raises(CheckpointError, match=r"encoder\.safetensors: is not what pretrain\.json vouches for"):
         evaluate(make_job(spec, data, tmp_path))
     (tmp_path / "encoder.safetensors").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match=r"encoder\.safetensors: not a readable encoder"):
-        load_encoder(tmp_path / "encoder.safetensors", Encoder(width=4), spec)
+        restore_encoder(tmp_path / "encoder.safetensors", Encoder(width=4), spec)
     edited = tmp_path / "pretrain.json"
     edited.write_text(edited.read_text().replace('"resumed": 0', '"resumed": 1'))
     with pytest.raises(CheckpointError, match=r"pretrain\.json: was changed after it was written"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -29,7 +29,21 @@ def knn_predict(
     chunk: int = 256,
     between: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Majority vote of the k nearest training samples in Euclidean distance; a tie goes to the smallest label.
+    """Majority vote of the k nearest training samples (`nearest`); a tie goes to the smallest label.
+
+    Args:
+        train_labels: (n,) int64.
+
+    Returns:
+        (m,) int64 labels.
+    """
+    return torch.cat([vote(train_labels[found]) for found in _chunks_of_nearest(train, test, k, chunk, between)])
+
+
+def nearest(
+    train: Tensor, test: Tensor, k: int = 5, chunk: int = 256, between: Callable[[], None] = lambda: None
+) -> Tensor:
+    """The k nearest training samples of every test sample in Euclidean distance, the nearest one first.
 
     Args:
         train: (n, f); test: (m, f), not normalised.
@@ -37,13 +51,18 @@ def knn_predict(
         between: called before every chunk; may raise to end the work.
 
     Returns:
-        (m,) int64 labels.
+        (m, k) int64 rows of `train`. Of several samples at the same distance the first ones come first.
 
     Distances come from one float32 matrix product, which loses the digits that decide between close neighbours; so a
     few more candidates than k are taken, and their distances computed again in float64. Where rounding may have hidden
-    a neighbour even from the candidates, all samples within its reach are compared. Of several samples at exactly the
-    k-th distance the first ones are taken.
+    a neighbour even from the candidates, all samples within its reach are compared.
     """
+    return torch.cat(list(_chunks_of_nearest(train, test, k, chunk, between)))
+
+
+def _chunks_of_nearest(
+    train: Tensor, test: Tensor, k: int, chunk: int, between: Callable[[], None]
+) -> Iterator[Tensor]:
     n, f = train.shape
     if k > n:
         raise ValueError(f"{k} neighbours of only {n} training samples")
@@ -57,7 +76,6 @@ def knn_predict(
     half_norm[n:] = torch.inf  # the padding is nobody's neighbour
     # One buffer for all chunks: page faults in fresh memory of this size would cost time.
     buffer = train.new_empty(min(chunk, len(test)), len(centred))
-    predicted = []
     for part in test.split(chunk):
         between()
         part = part - center
@@ -68,8 +86,7 @@ def knn_predict(
         for row in (score.gather(1, near).amax(dim=1) <= limit).nonzero()[:, 0].tolist():
             within = (score[row] <= limit[row]).nonzero().T
             found[row] = _nearest(part[row : row + 1], centred, within, k)[0][0]
-        predicted.append(vote(train_labels[found]))
-    return torch.cat(predicted)
+        yield found
 
 
 BLOCK = 32  # Training samples per block; only the nearest of a block is compared at first.

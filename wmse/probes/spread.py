@@ -25,3 +25,19 @@ def embedding_spread(embeddings: Tensor) -> tuple[Tensor, Tensor]:
     share = singular / singular.sum().clamp(min=1e-300)
     rank = torch.exp(torch.special.entr(share).sum())
     return spread, rank
+
+
+def principal_plane(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Where samples (n, f) lie in the plane in which they vary most, by principal component analysis.
+
+    Returns:
+        (n, 2) float64 coordinates about the mean, and the (2,) shares of the whole variance that they show. The sign of
+        an axis is that with which its largest weight is positive, so that equal samples give equal maps.
+    """
+    x = x.double()
+    x = x - x.mean(dim=0)
+    variances, axes = torch.linalg.eigh(x.T @ x)  # (f, f), however many samples there are
+    axes = axes[:, -2:].flip(1)
+    largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
+    shares = variances[-2:].flip(0).clamp(min=0) / variances.sum().clamp(min=1e-300)
+    return x @ (axes * largest.sign()), shares

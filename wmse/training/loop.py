@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wmse.datasets import SOURCES
-from wmse.encoder import save_encoder
+from wmse.encoder import Preprocessing, save_encoder
 from wmse.errors import CheckpointError, ConfigError, TrainingError
 from wmse.features import extract
 from wmse.files import digests, remove_temporaries, write_text
@@ -128,7 +128,9 @@ class Trainer:
         """What a finished run leaves: its history, its encoder, and the record that vouches for both."""
         job = self.job
         write_text(job.folder.history, history_csv(self.progress.history))
-        save_encoder(job.folder.encoder, self.method.encoder, job.spec, job.data.digest)
+        encoder, recipe = self.method.encoder, self.images.recipe
+        encoder.preprocessing = Preprocessing.of(job.spec, recipe.mean, recipe.std)
+        save_encoder(job.folder.encoder, encoder, job.spec, job.data.digest)
         share = {"images_per_process": job.spec.batch_size // self.world.size}
         content = {
             "pretrain": {**self.progress.summary(), **share},
