@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from builders.data import tiny_data
+from builders.runs import make_job, tiny_spec
+from builders.tensors import natural
 from wmse.datasets import ArrayDataset
+from wmse.runs.evaluate import evaluate
+from wmse.training import pretrain
 
 COUNTS: Counter[str] = Counter()  # what the tests in tests/faults inflicted, by kind
 
@@ -56,6 +62,28 @@ def long(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture
 def data() -> ArrayDataset:
     return tiny_data()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny run that is trained and evaluated; not to be changed."""
+    job = make_job(tiny_spec(view_size=16, eval_resize=20), tiny_data(), tmp_path_factory.mktemp("finished"))
+    pretrain(job)
+    evaluate(job)
+    return job.folder.path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder with 24 images of several sizes in three folders, and files that are no images."""
+    for i, image in enumerate(natural(24, 40, 40)):
+        height, width = 40 - i % 3 * 7, 40 - i % 2 * 9
+        file = tmp_path / "photos" / ("cats", "dogs", "birds/small")[i % 3] / f"{i:02d}.{('png', 'jpg')[i % 2]}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()[:height, :width]).save(file)
+    (tmp_path / "photos" / "notes.txt").write_text("no image")
+    (tmp_path / "photos" / ".hidden.png").write_text("not looked at")
+    return tmp_path / "photos"
 
 
 @pytest.fixture(autouse=True)

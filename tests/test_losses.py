@@ -14,7 +14,7 @@ from torch import Tensor
 
 import wmse.whitening
 from builders.tensors import gaussian, seeded, whiten_one
-from wmse.losses import byol_loss, mean_pair_distance, nt_xent, wmse_loss, wmse_loss_unchecked
+from wmse.losses import WMSELoss, byol_loss, mean_pair_distance, nt_xent, wmse_loss, wmse_loss_unchecked
 from wmse.whitening import (
     WHITENINGS,
     SingularCovarianceError,
@@ -101,6 +101,20 @@ def test_value_and_gradient_are_those_of_the_plain_loop(
     # The floor: where nothing is left to learn (unit vectors of one dimension are signs) a gradient is rounding.
     torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-14)
     assert (grad - expected_grad).abs().max() <= 1e-10 * max(expected_grad.abs().max().item(), 1e-3)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_module_is_the_loss_of_views_one_by_one_or_in_one_tensor(normalize: bool) -> None:
+    v = views(3, 64, 4)
+    module = WMSELoss(w_size=16, w_iter=2, normalize=normalize)
+    expected, expected_grad = gradient(lambda x: loop_loss(x, 16, 2, normalize, seeded(5)), v)
+    for call in (module, lambda x: module(*x)):
+        torch.manual_seed(5)
+        value, grad = gradient(call, v)
+        torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-14)
+        torch.testing.assert_close(grad, expected_grad, rtol=1e-9, atol=1e-12)
+    assert list(module.parameters()) == list(module.buffers()) == []
+    assert repr(module) == f"WMSELoss(w_size=16, w_iter=2, normalize={normalize})"
 
 
 PAPER = [(2, 512, 64, 128, 1), (4, 256, 64, 128, 1), (2, 512, 128, 256, 4), (4, 256, 128, 256, 1)]  # d, N, k, w, iter

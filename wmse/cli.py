@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import wmse
+from wmse.cli_encoder import add_encoder_commands
 from wmse.errors import STOPPED_EXIT, ConfigError, WmseError, explain
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_stages(add)
     _add_services(add)
+    add_encoder_commands(add, _positive)
     return parser
 
 

@@ -8,7 +8,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from builders.tensors import clusters, seeded
-from wmse.probes import knn_accuracy, knn_predict, vote
+from wmse.probes import knn_accuracy, knn_predict, nearest, vote
 from wmse.probes.neighbours import BLOCK, smallest
 
 
@@ -53,6 +53,14 @@ def brute_force(train: Tensor, labels: Tensor, test: Tensor, k: int) -> Tensor:
     """Every distance in float64, the first samples among equals."""
     distance = (test[:, None].double() - train[None].double()).square().sum(dim=2)
     return vote(labels[distance.sort(dim=1, stable=True).indices[:, :k]])
+
+
+def test_the_nearest_come_in_order_the_first_of_equals_first() -> None:
+    (train, _), (test, _) = clusters(300, 8, 5, 1, 2.0), clusters(64, 8, 5, 5, 2.0)
+    train[100:200] = train[:100]
+    distance = (test[:, None].double() - train[None].double()).square().sum(dim=2)
+    expected = distance.sort(dim=1, stable=True).indices[:, :7]
+    assert torch.equal(nearest(train, test, 7, chunk=20), expected)
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
