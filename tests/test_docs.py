@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
+import wmse
 from builders import ROOT
 from builders.data import make_images
 from builders.runs import TINY
@@ -75,3 +77,53 @@ def test_the_worked_examples_of_a_method_an_ablation_and_a_benchmark_run(tmp_pat
         assert words in tables
     trained = {path.parts[-3] for path in (tmp_path / "results/runs").rglob("encoder.safetensors")}
     assert trained == {"barlow_twins", "wmse-2", "wmse-2@small-crops", "wmse-2@large-crops"}
+
+
+def run_blocks(folder: Path, language: str, *texts: str) -> str:
+    """What blocks of a page print, run one after the other in a folder."""
+    program = {"python": [sys.executable], "sh": ["bash", "-e"]}[language]
+    own = environment(PYTHONPATH=str(ROOT), **PATIENT)
+    done = subprocess.run(
+        [*program, "-c", "\n".join(texts)], cwd=folder, env=own, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_tutorial_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    page = ROOT / "docs/tutorial.md"
+    printed = run_blocks(tmp_path, "python", *(block for block in blocks(page, "python") if "lightly" not in block))
+    for words in (
+        "(10000, 3, 28, 28) (2000, 3, 28, 28)",
+        "epoch 2/2",
+        "Preprocessing(resize=16, size=16",
+        "nearest to",
+    ):
+        assert words in printed
+    accuracy = re.search(r"5-nn: ([0-9.]+) %", printed)
+    assert accuracy
+    assert float(accuracy[1]) > 40  # ten classes
+    printed = run_blocks(tmp_path, "sh", *blocks(page, "sh"))
+    assert "the features differ by" in printed
+    made = (
+        "photos.npz",
+        "neighbours/neighbours.png",
+        "neighbours/map.png",
+        "exported/README.md",
+        "runs/first/history.csv",
+    )
+    assert [name for name in made if not (tmp_path / name).exists()] == []
+
+
+def test_the_loss_trains_a_model_of_lightly(tmp_path: Path) -> None:
+    for package in ("lightly", "pytorch_lightning"):
+        pytest.importorskip(package, reason=f"{package} is not installed: the extra 'bench' has it")
+    (block,) = (block for block in blocks(ROOT / "docs/tutorial.md", "python") if "lightly" in block)
+    ((steps, loss),) = re.findall(r"([0-9]+) steps, loss ([0-9.]+)", run_blocks(tmp_path, "python", block))
+    assert int(steps) == 2
+    assert 0.5 < float(loss) < 3  # of unit vectors: about 2 where the views have nothing in common
+
+
+def test_the_tutorial_lists_the_names_that_stay() -> None:
+    listed = set(re.findall(r"^\| `wmse\.(\w+)", (ROOT / "docs/tutorial.md").read_text(), re.MULTILINE))
+    assert listed == set(wmse.__all__) - {"__version__"}

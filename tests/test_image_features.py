@@ -116,7 +116,8 @@ def test_an_interrupted_call_goes_on_and_gives_the_same(
     assert not part.exists()
     a, b = np.load(straight), np.load(out)
     assert a["files"].tolist() == b["files"].tolist()
-    np.testing.assert_allclose(a["features"], b["features"], rtol=1e-6, atol=1e-6)
+    # In other batches the last digits are rounded otherwise.
+    np.testing.assert_allclose(a["features"], b["features"], rtol=1e-5, atol=1e-5)
 
 
 def test_what_another_encoder_has_computed_is_not_taken(run: Pretrained, photos: Path, tmp_path: Path) -> None:

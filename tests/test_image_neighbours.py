@@ -90,5 +90,5 @@ def test_the_map_names_its_groups_and_hides_none() -> None:
 
 def test_names_are_shortened_where_they_are_alike() -> None:
     assert shorten_left("short.png\n1") == "short.png\n1"
-    assert shorten_left("a/very/long/folder/name/image_0001.png") == "…r/name/image_0001.png"
+    assert shorten_left("a/very/long/folder/name/image_0001.png") == "…name/image_0001.png"
     assert shorten_left("tab\t") == "tab\\t"

@@ -21,7 +21,7 @@ from wmse.runtime import Runtime
 from wmse.streams import stream
 from wmse.views import resize_center_crop
 
-SIDE = 96  # Pixels of an image on the sheet.
+SIDE = 112  # Pixels of an image on the sheet.
 MOST_POINTS = 5000  # Images on the map.
 
 

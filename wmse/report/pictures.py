@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 PALETTE = (*(colour for name, colour in COLOURS.items() if name.startswith(("W-MSE", "SimCLR", "BYOL"))), OTHER_COLOUR)
 PALETTE = (*PALETTE, "#F0E442", "#000000", "#8C564B", "#9467BD")
 REST = "#BBBBBB"
-MOST_TEXT = 22  # Characters below an image.
+MOST_TEXT = 20  # Characters below an image.
+DPI = 150
+TOP, TEXT, GAP = 36, 34, 8  # Pixels above all rows, below an image, and beside it.
 
 
 @dataclass(frozen=True)
@@ -30,25 +33,28 @@ class Tile:
 
 
 def draw_sheet(rows: Sequence[Sequence[Tile]], title: str) -> bytes:
-    """A PNG with an image in front of each row, and those that are nearest to it behind it."""
+    """A PNG with an image at the beginning of each row, and behind it those that are nearest to it."""
     import matplotlib.style
     from matplotlib.figure import Figure
 
-    columns = max(len(row) for row in rows)
-    with matplotlib.style.context(["default", STYLE, {"axes.grid": False}]):
-        figure = Figure(figsize=(1.25 * columns + 0.3, 1.5 * len(rows) + 0.5))
-        figure.suptitle(title, fontsize=10)
-        axes = figure.subplots(len(rows), columns, squeeze=False)
-        for line, row in zip(axes, rows, strict=True):
-            for column, axis in enumerate(line):
-                if column < len(row):
-                    axis.imshow(row[column].pixels)
-                    axis.set_xlabel(shorten_left(row[column].text), fontsize=5.5)
-                axis.set(xticks=[], yticks=[])
-                first = column == 0
-                for side in axis.spines.values():
-                    side.set(visible=first, linewidth=2, color=PALETTE[0])
-        return render(figure)["png"]
+    side = rows[0][0].pixels.shape[0]
+    height, width = TOP + len(rows) * (side + TEXT), max(len(row) for row in rows) * (side + GAP) + 2 * GAP
+    page = np.full((height, width, 3), 255, np.uint8)
+    with matplotlib.style.context(["default", STYLE, {"figure.constrained_layout.use": False}]):
+        # One picture and texts beside it: an axis for each image would take minutes.
+        figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+        figure.text(GAP / width, 1 - GAP / height, title, fontsize=7, va="top")
+        for i, row in enumerate(rows):
+            top = TOP + i * (side + TEXT)
+            for j, tile in enumerate(row):
+                left = GAP + j * (side + GAP) + (GAP if j else 0)
+                page[top : top + side, left : left + side] = tile.pixels
+                text = shorten_left(tile.text)
+                figure.text(left / width, 1 - (top + side + 3) / height, text, fontsize=4.2, va="top", linespacing=1.1)
+        figure.figimage(page, zorder=-1)
+        content = io.BytesIO()
+        figure.savefig(content, format="png", metadata={"Software": None})
+        return content.getvalue()
 
 
 def shorten_left(text: str) -> str:
@@ -72,7 +78,7 @@ def draw_map(points: np.ndarray, groups: Sequence[str], shares: Sequence[float],
         figure = Figure(figsize=(7.2, 5.6))
         axis = figure.subplots()
         scatter(axis, points, groups)
-        axis.set_title(title)
+        axis.set_title(title, fontsize=10)
         axis.set_xlabel(f"first principal axis ({100 * shares[0]:.0f} % of the variance)")
         axis.set_ylabel(f"second principal axis ({100 * shares[1]:.0f} %)")
         if any(groups):
