@@ -65,6 +65,14 @@ def test_what_plans_and_reports_does_not_wait_for_torch(package: str) -> None:
     assert "torch" not in loaded_by(", ".join(inside))
 
 
+def test_the_package_itself_and_its_help_load_nothing_heavy() -> None:
+    code = "import wmse, wmse.cli; print(wmse.cli.build_parser().format_help())"
+    heavy = {"torch", "torchvision", "numpy", "pandas", "matplotlib", "numba", "yaml", "PIL"}
+    for command in ("import wmse", code):
+        command = f"{command}\nimport sys; assert not {heavy} & set(sys.modules), set(sys.modules)"
+        subprocess.run([sys.executable, "-c", command], check=True, capture_output=True)
+
+
 def test_the_configuration_knows_no_data_set_no_array_and_no_network() -> None:
     inside = [name for name in MODULES if name.startswith("wmse.config")]
     loaded = loaded_by(", ".join(inside))

@@ -57,7 +57,7 @@ def test_prepare_pretrain_evaluate_and_report_by_hand(tmp_path: Path) -> None:
     assert f"{accuracy:.2f}" in (out / "tables.md").read_text()
     assert "not tested at this budget" in (out / "claims.md").read_text()
     plots = {path.stem for path in (out / "plots").glob("*.png")}
-    assert plots == {"training", "dynamics", "accuracy", "collapse", "time"}
+    assert plots == {"training", "dynamics", "accuracy", "collapse", "time", "map"}
 
 
 def test_a_stopped_training_exits_with_75_and_the_same_command_goes_on(

@@ -44,6 +44,13 @@ def run(installed: Path, folder: Path, *command: str) -> subprocess.CompletedPro
     )
 
 
+def test_the_package_is_typed_and_brings_the_loaders_of_exports(installed: Path) -> None:
+    assert (installed / "wmse/py.typed").exists()
+    assert {path.name for path in (ROOT / "wmse/export").glob("load_*.py")} <= {
+        path.name for path in (installed / "wmse/export").iterdir()
+    }
+
+
 def test_a_folder_of_wmse_init_is_all_that_the_workflow_needs(installed: Path, tmp_path: Path) -> None:
     done = run(installed, tmp_path, "wmse", "init")
     assert done.returncode == 0, done.stderr

@@ -78,7 +78,7 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
 def test_the_whole_dag_leaves_tables_plots_and_results(finished: Path) -> None:
     assert sorted(results(finished)) == sorted([*LABELS, STREAMED])
     plots = {path.stem for path in (finished / "results/plots").glob("*.png")}
-    assert plots == {"training", "dynamics", "accuracy", "collapse", "time", "dag"}
+    assert plots == {"training", "dynamics", "accuracy", "collapse", "time", "map", "dag"}
     assert "not tested at this budget" in (finished / "results/claims.md").read_text()
     assert "Ablation: whitening" in (finished / "results/tables.md").read_text()
     tables = (finished / "results/tables.md").read_text()

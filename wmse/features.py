@@ -13,10 +13,12 @@ from wmse.encoder import restore_encoder
 from wmse.errors import TrainingError
 from wmse.images import ArrayImages, FileImages, open_images
 from wmse.methods import build_encoder
-from wmse.probes import knn_accuracy, linear_accuracy
+from wmse.probes import knn_accuracy, linear_accuracy, principal_plane
 from wmse.runs.job import Job
 from wmse.runtime import Runtime
 from wmse.streams import stream, stream_seed
+
+MOST_POINTS = 500  # Test images on the map of a run.
 
 
 @torch.no_grad()
@@ -70,6 +72,22 @@ def run_features(job: Job) -> tuple[Tensor, Tensor]:
             restore_encoder(job.folder.encoder, encoder, spec)
         placed = runtime.place(encoder)
         return extract(placed, train, runtime), extract(placed, test, runtime)
+
+
+def map_features(job: Job, test: Tensor) -> dict[str, str] | None:
+    """Where some test images lie on the two principal axes of their features (m, f), for the report's figure.
+
+    Returns:
+        The axes' shares of the variance, and a line "LABEL X Y" for each of at most MOST_POINTS images, as text, which
+        takes less room in a record; None for raw pixels, which are too many dimensions.
+    """
+    if job.spec.method == "pixels":
+        return None
+    some = torch.randperm(len(test), generator=stream(job.spec.seed, "map"))[:MOST_POINTS].sort().values
+    points, shares = principal_plane(test[some.to(test.device)])
+    labels = job.data["test"].labels[some.numpy()].tolist()
+    lines = (f"{label} {x:.4g} {y:.4g}" for label, (x, y) in zip(labels, points.tolist(), strict=True))
+    return {"shares": " ".join(f"{share:.3f}" for share in shares.tolist()), "points": "\n".join(lines)}
 
 
 def probe_features(job: Job, train: Tensor, test: Tensor) -> dict[str, float | None]:

@@ -32,7 +32,7 @@ def test_plots_exist_and_are_deterministic(several: list[Path], tmp_path: Path) 
     build_report(several, tmp_path / "a")
     build_report(list(reversed(several)), tmp_path / "b")
     names = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
-    figures = ("training", "dynamics", "accuracy", "collapse", "time")
+    figures = ("training", "dynamics", "accuracy", "collapse", "time", "map")
     expected = {f"plots/{name}.{kind}" for name in figures for kind in ("png", "svg")}
     tables = (f"tables/{name}.csv" for name in ("provenance", *CLAIMS, *experiments()))
     expected |= {"tables.md", "claims.md", "report.html", *tables}

@@ -30,6 +30,9 @@ def test_a_trained_run_gets_a_result_with_provenance(data: ArrayDataset, tmp_pat
     assert result["evaluation"]["features"] == 32
     assert result["provenance"]["versions"]["torch"] == torch.__version__.split("+")[0]
     assert result["paper_differences"]["width"] == {"run": 4, "paper": 64}
+    labels = [int(line.split()[0]) for line in result["map"]["points"].split("\n")]
+    assert labels == data["test"].labels.tolist()
+    assert 0 < float(result["map"]["shares"].split()[1]) < float(result["map"]["shares"].split()[0]) < 1
 
 
 def test_the_probes_are_repeatable_whatever_the_global_generator(data: ArrayDataset, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -20,7 +21,9 @@ CONFIG = json.loads((FOLDER / "config.json").read_text())
 
 def load_encoder() -> nn.Module:
     """The program; maps what `preprocess` makes, in batches (n, 3, size, size), to features (n, f)."""
-    return torch.jit.load(FOLDER / "model.pt", map_location="cpu").eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch says that it will not go on with TorchScript
+        return torch.jit.load(FOLDER / "model.pt", map_location="cpu").eval()
 
 
 def preprocess(image: Image.Image) -> Tensor:

@@ -65,9 +65,10 @@ def _with_warning(page: str, left_out: Sequence[str]) -> str:
 
 
 def _plots(runs: Sequence[Run], paper: Sequence[PaperValue]) -> dict[str, bytes]:
-    from wmse.report.plots import compose_plots  # tables must not wait for matplotlib
+    from wmse.report.pictures import compose_map  # tables must not wait for matplotlib
+    from wmse.report.plots import compose_plots
 
-    return compose_plots(runs, paper)
+    return {**compose_plots(runs, paper), **compose_map(runs, paper)}
 
 
 COMPOSERS = {"tables": compose_tables, "claims": compose_claims, "plots": _plots}  # Each gives files by their path.

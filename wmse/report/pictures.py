@@ -1,4 +1,4 @@
-"""Pictures of features: the images whose features are nearest to some, and all of them as a map."""
+"""Pictures of features: maps of the test images of runs, a map of a folder, and the images that are nearest to some."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wmse.report.plots import COLOURS, OTHER_COLOUR, STYLE, render
+from wmse.errors import DataError
+from wmse.report.compare import benchmark_title, compare
+from wmse.report.paper import PaperValue
+from wmse.report.plots import COLOURS, OTHER_COLOUR, STYLE, message, render
+from wmse.report.results import Run
+from wmse.runs.folder import RESULT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,6 +89,47 @@ def draw_map(points: np.ndarray, groups: Sequence[str], shares: Sequence[float],
         if any(groups):
             figure.legend(loc="outside right upper", markerscale=2.5, fontsize=9)
         return render(figure)
+
+
+def compose_map(runs: Sequence[Run], paper: Sequence[PaperValue]) -> dict[str, bytes]:
+    """The figure plots/map: the test images of each method's first run, coloured by class. Raises DataError."""
+    import matplotlib.style
+    from matplotlib.figure import Figure
+
+    shown: dict[str, dict[str, Run]] = {}
+    for section in (section for section in compare(runs, paper) if section.main):
+        for row in section.rows:
+            if row.group and row.group.first.map:
+                shown.setdefault(section.benchmark, {}).setdefault(row.label, row.group.first)
+    with matplotlib.style.context(["default", STYLE]):
+        if not shown:
+            figure = message("No features of runs in these results")
+        else:
+            columns = max(map(len, shown.values()))
+            figure = Figure(figsize=(2.3 * columns + 0.4, 2.5 * len(shown) + 0.2))
+            axes = figure.subplots(len(shown), columns, squeeze=False)
+            for line, (benchmark, found) in zip(axes, shown.items(), strict=True):
+                line[0].set_ylabel(benchmark_title(benchmark))
+                for axis in line:
+                    axis.set(xticks=[], yticks=[])
+                for axis in line[len(found) :]:
+                    axis.set_visible(False)
+                for axis, (label, run) in zip(line, found.items(), strict=False):
+                    classes, points = read_map(run)
+                    scatter(axis, points, [str(label) for label in classes])
+                    axis.set_title(label, fontsize=9)
+        return {f"plots/map.{kind}": content for kind, content in render(figure).items()}
+
+
+def read_map(run: Run) -> tuple[list[int], np.ndarray]:
+    """Labels and coordinates (n, 2) of the map in a run's result. Raises DataError."""
+    try:
+        table = np.array([line.split() for line in (run.map or {})["points"].split("\n")], np.float64)
+        if table.shape[1:] != (3,) or not np.isfinite(table).all():
+            raise ValueError("not three finite numbers a line")
+    except (KeyError, AttributeError, ValueError) as error:
+        raise DataError(f"{run.path / RESULT}: key 'map' cannot be read ({error}): run `wmse evaluate` again") from None
+    return table[:, 0].astype(int).tolist(), table[:, 1:]
 
 
 def scatter(axis: Axes, points: np.ndarray, groups: Sequence[str]) -> None:

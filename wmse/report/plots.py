@@ -106,7 +106,8 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height))
 
 
-def _message(text: str) -> Figure:
+def message(text: str) -> Figure:
+    """A figure that says why there is nothing in it."""
     figure = _figure(6.4, 2)
     figure.text(0.5, 0.5, text, ha="center", va="center")
     return figure
@@ -143,7 +144,7 @@ def _curve(row: Row, group: Group, style: str) -> Curve:
 
 def _training(sections: Sequence[Section], curves: dict[str, list[Curve]]) -> Figure:
     if not curves:
-        return _message("No trained runs in these results")
+        return message("No trained runs in these results")
     rows = (("loss", "loss (scales differ by method)"), ("knn5_top1", "5-nn accuracy (%)"))
     figure, axes, entries = _curve_panels(sections, curves, rows)
     for axis, found in zip(axes[0], curves.values(), strict=True):
@@ -171,7 +172,7 @@ def _dynamics(sections: Sequence[Section], curves: dict[str, list[Curve]]) -> Fi
     """5-nn against epoch and against training time; the paper's own figure, STL-10, comes first."""
     curves = dict(sorted(curves.items(), key=lambda item: item[0] != "stl10"))
     if not curves:
-        return _message("No trained runs in these results")
+        return message("No trained runs in these results")
     rows = (("knn5_top1", "5-nn accuracy (%)"),) * 2
     figure, axes, entries = _curve_panels(sections, curves, rows, clock_row=1)
     for column, benchmark in enumerate(curves):
@@ -186,7 +187,7 @@ def _collapse(all_sections: Sequence[Section]) -> Figure:
     sections = [section for section in all_sections if section.main or section.experiment == "collapse"]
     curves = curves_of(sections)
     if not curves:
-        return _message("No trained runs in these results")
+        return message("No trained runs in these results")
     rows = (("embedding_std", "embedding std"), ("effective_rank", "effective rank"))
     figure, axes, entries = _curve_panels(sections, curves, rows)
     for axis in (axis for row in axes for axis in row):
@@ -295,7 +296,7 @@ def _time(sections: Sequence[Section]) -> Figure:
     """Time per training iteration."""
     bars = bars_of_time(sections)
     if not bars:
-        return _message("No trained runs in these results")
+        return message("No trained runs in these results")
     # Placed by hand, in inches: the layout engine is not deterministic with panels of such different heights.
     width, margin, bar, gap = 8.0, 2.2, 0.42, 0.75
     height = sum(bar * len(rows) + gap for rows in bars.values()) + 0.3
@@ -328,7 +329,7 @@ def _time(sections: Sequence[Section]) -> Figure:
 def _accuracy(sections: Sequence[Section]) -> Figure:
     shown = [section for section in sections if section.runs]
     if not shown:
-        return _message("No runs in these results")
+        return message("No runs in these results")
     heights = [_row_height(section) * len(section.rows) + 0.95 for section in shown]
     figure = _figure(11, sum(heights) + 0.5)
     axes = figure.subplots(len(shown), len(SHOWN_METRICS), squeeze=False, height_ratios=heights)

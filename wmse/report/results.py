@@ -79,6 +79,7 @@ class Run:
     evaluation: dict[str, Any]
     data_digest: str
     provenance: dict[str, Any]
+    map: dict[str, Any] | None = None
 
     @property
     def trained(self) -> bool:
@@ -232,6 +233,7 @@ def load_run(directory: Path) -> Run:
         evaluation=record.get("evaluation", dict),
         data_digest=record.get("data.digest", str),
         provenance=record.get("provenance", dict),
+        map=record.get("map", dict, none=True, optional=True),
     )
     for key, kind in TRAINING_KEYS.items() if run.pretrain is not None else ():
         record.get(f"pretrain.{key}", kind)

@@ -29,7 +29,7 @@ def evaluate(job: Job) -> dict[str, Any]:
 
 
 def _evaluate(job: Job) -> dict[str, Any]:
-    from wmse.features import probe_features, run_features  # imports torch
+    from wmse.features import map_features, probe_features, run_features  # imports torch
     from wmse.runtime import out_of_memory
 
     spec, runtime = job.spec, job.runtime
@@ -40,6 +40,7 @@ def _evaluate(job: Job) -> dict[str, Any]:
         seconds = time.perf_counter() - started
         job.log(f"{spec.run}: features {tuple(train.shape)} and {tuple(test.shape)} in {seconds:.1f} s")
         metrics = probe_features(job, train, test)
+        points = map_features(job, test)
     job.log(", ".join(f"{name} {value:.2f} %" for name, value in metrics.items() if value is not None))
     here = provenance(runtime.describe())
     content = {
@@ -49,6 +50,7 @@ def _evaluate(job: Job) -> dict[str, Any]:
         "variant": spec.variant,
         "seed": spec.seed,
         "metrics": metrics,
+        "map": points,
         "pretrain": pretrained.get("pretrain"),
         "evaluation": {
             "wall_seconds": round(time.perf_counter() - started, 1),

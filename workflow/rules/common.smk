@@ -47,7 +47,7 @@ CONDA = "../../envs/wmse.yaml" if (SOURCE / "envs/wmse.yaml").exists() else None
 RUN = RunFolder.of(Path(RESULTS), "{benchmark}/{method}/{seed}")  # of the wildcards
 RESULT_FILES = [RunFolder.of(Path(RESULTS), run).result for run in RUNS]
 HISTORIES = [RunFolder.of(Path(RESULTS), run).history for run in TRAINED]
-FIGURES = ["training", "dynamics", "accuracy", "collapse", "time"]
+FIGURES = ["training", "dynamics", "accuracy", "collapse", "time", "map"]
 PLOTS = [f"{RESULTS}/plots/{name}.png" for name in [*FIGURES, "dag"]]
 
 
