@@ -177,7 +177,7 @@ def test_the_name_of_the_file_is_checked_before_anything_is_computed(
     with pytest.raises(ConfigError, match=r"out\.csv: the name must end in \.npz or \.parquet"):
         write_folder_features(run, photos, tmp_path / "out.csv", CPU)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"Parquet needs pyarrow: `pip install 'wmse-repro\[export\]'`"):
+    with pytest.raises(ConfigError, match=r"Parquet needs pyarrow: `pip install pyarrow`"):
         write_folder_features(run, photos, tmp_path / "out.parquet", CPU)
 
 

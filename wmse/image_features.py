@@ -167,7 +167,7 @@ def write_folder_features(
     if out.suffix not in FORMATS:
         raise ConfigError(f"{out}: the name must end in {' or '.join(FORMATS)}")
     if out.suffix == ".parquet" and not util.find_spec("pyarrow"):
-        raise ConfigError(f"{out}: Parquet needs pyarrow: `pip install 'wmse-repro[export]'`, or take .npz")
+        raise ConfigError(f"{out}: Parquet needs pyarrow: `pip install pyarrow`, or take .npz")
     names = find_images(folder)
     head = {
         "run": run.spec.run,

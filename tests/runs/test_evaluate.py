@@ -68,7 +68,7 @@ def test_another_runs_encoder_or_data_is_refused(data: ArrayDataset, tmp_path: P
         evaluate(make_job(spec, data, tmp_path))
 
 
-def test_a_full_width_encoder_loads_into_torchvisions_resnet_as_the_readme_says(tmp_path: Path) -> None:
+def test_the_file_of_a_full_width_encoder_loads_into_torchvisions_resnet(tmp_path: Path) -> None:
     encoder = Encoder("resnet18", "cifar", 64).eval()
     save_encoder(tmp_path / "encoder.safetensors", encoder, tiny_spec(), "sha256:x")
     model = resnet18()

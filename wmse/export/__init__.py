@@ -56,7 +56,7 @@ def export_encoder(run: Pretrained, kind: str, out: Path, log: Callable[[str], N
         difference = try_export(run, out)
         log(f"{out}: loaded by {library} {metadata.version(library)}; the features differ by {difference:.1e} at most")
     else:
-        log(f"{out}: not tried, because {library} is not installed (`pip install 'wmse-repro[export]'`)")
+        log(f"{out}: not tried, because {library} is not installed (`pip install {library}`)")
     return files
 
 
@@ -131,7 +131,7 @@ def _write_torchscript(run: Pretrained, file: Path, about: dict[str, str]) -> No
 def _write_onnx(run: Pretrained, file: Path, about: dict[str, str]) -> None:
     missing = [name for name in ("onnx", "onnxscript") if not importlib.util.find_spec(name)]
     if missing:
-        raise ConfigError(f"{' and '.join(missing)} must be installed for ONNX: `pip install 'wmse-repro[export]'`")
+        raise ConfigError(f"ONNX needs {' and '.join(missing)}: `pip install {' '.join(missing)}`")
     program = torch.onnx.export(
         run.encoder,
         (_example(run),),
