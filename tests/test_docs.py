@@ -94,7 +94,7 @@ def test_the_tutorial_runs_from_top_to_bottom(tmp_path: Path) -> None:
     page = ROOT / "docs/tutorial.md"
     printed = run_blocks(tmp_path, "python", *(block for block in blocks(page, "python") if "lightly" not in block))
     for words in (
-        "(10000, 3, 28, 28) (2000, 3, 28, 28)",
+        "(10000, 3, 32, 32) (2000, 3, 32, 32)",
         "epoch 2/2",
         "Preprocessing(resize=16, size=16",
         "nearest to",

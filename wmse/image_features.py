@@ -67,7 +67,7 @@ def find_images(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder: name one with images")
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    names = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in known)
+    names = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in known and path.is_file())
     found = sorted(str(name) for name in names if not any(part.startswith(".") for part in name.parts))
     if not found:
         raise DataError(f"{folder}: holds no image (by the ends of the files' names, e.g. .jpg and .png)")

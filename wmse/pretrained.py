@@ -110,11 +110,11 @@ def _spec(file: Path, about: dict[str, Any], training: dict[str, Any]) -> RunSpe
 def _preprocessing(file: Path, about: dict[str, Any], spec: RunSpec) -> Preprocessing:
     try:
         if about.get("preprocessing"):
-            values = dict(about["preprocessing"])
-            mean, std = (tuple(float(x) for x in values.pop(key)) for key in ("mean", "std"))
-            return Preprocessing(**values, mean=mean, std=std)
+            values = about["preprocessing"]
+            mean, std = (tuple(float(x) for x in values[key]) for key in ("mean", "std"))
+            return Preprocessing(int(values["resize"]), int(values["size"]), mean, std)
         source = SOURCES[spec.benchmark]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise CheckpointError(
             f"{file}: does not say how its images were normalised: train the run again (`wmse pretrain`)"
         ) from None

@@ -18,6 +18,7 @@ from builders.runs import make_job, tiny_spec
 from wmse.datasets import ArrayDataset
 from wmse.encoder import restore_encoder, save_encoder
 from wmse.methods import build_encoder
+from wmse.pretrained import open_run
 from wmse.report import write_claims, write_plots, write_tables
 from wmse.runs.evaluate import evaluate
 from wmse.runs.verify import verify
@@ -39,6 +40,7 @@ def test_fuzzed_encoders(tmp_path: Path, fuzz: Any) -> None:
     def check(content: bytes) -> None:
         path.write_bytes(content)
         outcome(lambda: restore_encoder(path, encoder, spec), path.name)
+        outcome(lambda: open_run(path), path.name)
 
     def assembled(head: Any) -> bytes:
         text = as_json(head).encode()

@@ -23,7 +23,7 @@ def test_the_map_shows_one_panel_for_each_method_that_has_one(tmp_path: Path) ->
     edit(runs[2], "map")
     write_plots(runs, tmp_path / "out")
     svg = (tmp_path / "out/plots/map.svg").read_text(encoding="utf-8")
-    assert [name for name in ("CIFAR-10", "W-MSE 4", "SimCLR 4") if f"<!-- {name} -->" not in svg] == []
+    assert [name for name in ("CIFAR-10", "W-MSE 4", "SimCLR, d=4") if f"<!-- {name} -->" not in svg] == []
     assert "Raw pixels" not in svg
     labels, points = read_map(load_run(runs[0]))
     assert labels == [0, 3, 9]
