@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from builders.runs import tiny_spec
 from builders.tensors import natural, seeded
 from wmse.cli import main
 from wmse.cli_encoder import FORMATS as OFFERED
+from wmse.config import load_project
 from wmse.encoder import Encoder, Preprocessing, save_encoder
 from wmse.errors import ConfigError, WmseError
 from wmse.export import FORMATS, export_encoder, try_export
@@ -157,3 +159,18 @@ def test_the_card_says_where_the_encoder_comes_from(
     card = (alone.parent / "export/torchvision/README.md").read_text()
     assert "Not evaluated" in card
     assert "Its training's record was not there" in card
+
+
+def test_a_run_of_the_configuration_is_found_by_its_name(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text("preset: quick\nresults: out\n")
+    command = ["export", "fashion_mnist/wmse-2/seed0", "--root", str(tmp_path)]
+    assert main(command) == 1
+    assert "there is no encoder: give the folder of a run whose `wmse pretrain` has finished" in capsys.readouterr().err
+    spec = load_project({"preset": "quick"}).find("fashion_mnist/wmse-2/seed0")
+    shutil.copytree(finished, tmp_path / "out/runs" / spec.run)
+    assert main(command) == 0
+    assert (tmp_path / "out/runs" / spec.run / "export/torchvision/load.py").exists()
+    assert main(["export", "cifar10/wmse-9/seed0", "--root", str(tmp_path)]) == 1
+    assert "unknown run 'cifar10/wmse-9/seed0'" in capsys.readouterr().err
