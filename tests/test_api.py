@@ -22,6 +22,8 @@ from wmse.losses import WMSELoss, wmse_loss
 from wmse.pretrained import load_encoder
 from wmse.probes import knn_accuracy, nearest
 
+WIDER = {"epochs": 2, "width": 8, "view_size": 16, "eval_resize": 16}
+
 
 def test_the_names_are_what_the_modules_have() -> None:
     found = {name: getattr(wmse, name) for name in wmse.__all__}
@@ -56,14 +58,14 @@ def test_every_one_is_typed_and_documented() -> None:
 
 def test_a_cell_is_trained_and_continued_and_read_again(data: ArrayDataset, tmp_path: Path) -> None:
     said: list[str] = []
-    settings = {"parameters": {**TINY, "epochs": 2}, "seed": 3, "device": "cpu", "threads": 1, "log": said.append}
+    settings = {"parameters": {**TINY, **WIDER}, "seed": 3, "device": "cpu", "threads": 1, "log": said.append}
     first = pretrain("cifar10/wmse-2", data, tmp_path / "run", **settings)
     assert any(line.startswith("epoch 2/2") for line in said)
     assert not first.training
     said.clear()
     again = pretrain("cifar10/wmse-2", data, str(tmp_path / "run"), **settings)
     assert not any(line.startswith("epoch") for line in said)
-    spec = make_spec("cifar10/wmse-2", 3, [TINY, {"epochs": 2}])
+    spec = make_spec("cifar10/wmse-2", 3, [TINY, WIDER])
     third = pretrain(spec, data, tmp_path / "other", device="cpu", threads=1, log=said.append)
     for other in (again, third):
         assert all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
