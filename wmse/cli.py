@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import wmse
-from wmse.cli_encoder import add_encoder_commands
+from wmse.cli_encoder import add_encoder_commands, positive
 from wmse.errors import STOPPED_EXIT, ConfigError, WmseError, explain
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_stages(add)
     _add_services(add)
-    add_encoder_commands(add, _positive)
+    add_encoder_commands(add)
     return parser
 
 
@@ -91,22 +91,22 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add("pretrain", run_pretrain, "train one run (continues from its checkpoint)", epilog=EXIT_CODES)
     _add_run(command)
     command.add_argument(
-        "--checkpoint-seconds", type=_positive(float), default=600, help="between two checkpoints (default: 600)"
+        "--checkpoint-seconds", type=positive(float), default=600, help="between two checkpoints (default: 600)"
     )
-    command.add_argument("--checkpoint-epochs", type=_positive(int), help="also one after every so many epochs")
+    command.add_argument("--checkpoint-epochs", type=positive(int), help="also one after every so many epochs")
     command.add_argument(
-        "--keep-checkpoints", type=_positive(int), default=2, help="how many of the newest stay (default: 2)"
+        "--keep-checkpoints", type=positive(int), default=2, help="how many of the newest stay (default: 2)"
     )
     command.add_argument("--no-progress", action="store_true", help="no progress bar, also on a terminal")
     command.add_argument(
         "--processes",
-        type=_positive(int),
+        type=positive(int),
         default=1,
         help="share the run among so many processes, each with a GPU or a part of the threads (default: 1)",
     )
     command.add_argument(
         "--nodes",
-        type=_positive(int),
+        type=positive(int),
         default=1,
         help="the processes are on so many hosts, on each of which srun starts this command (default: 1)",
     )
@@ -135,7 +135,7 @@ def _add_services(add: Callable[..., argparse.ArgumentParser]) -> None:
 
     command = add("watch", run_watch, "all runs of the configuration with their progress, while they are computed")
     _add_config(command)
-    command.add_argument("--seconds", type=_positive(float), default=2.0, help="between two looks (default: 2)")
+    command.add_argument("--seconds", type=positive(float), default=2.0, help="between two looks (default: 2)")
     command.add_argument("--once", action="store_true", help="print the table and exit")
 
     command = add("estimate", run_estimate, "views, hours and energy of every run, from a short warm-up")
@@ -145,8 +145,8 @@ def _add_services(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--watts", type=float, help="the machine's power, instead of measuring it")
     command.add_argument("--seconds", type=float, default=10.0, help="at most, for one warm-up (default: 10)")
     command.add_argument("--memory", action="store_true", help="only the memory that a GPU needs; none has to be there")
-    command.add_argument("--gpus", type=_positive(int), nargs="+", help="instead: trainings on so many GPUs")
-    speed = functools.partial(command.add_argument, type=_positive(float))
+    command.add_argument("--gpus", type=positive(int), nargs="+", help="instead: trainings on so many GPUs")
+    speed = functools.partial(command.add_argument, type=positive(float))
     speed("--tflops", help="with --gpus: what each computes, in TFLOP/s (default: measured on this machine's device)")
     speed("--bandwidth", default=25.0, help="with --gpus: what each receives, in GB/s (default: 25)")
     speed("--latency", default=50.0, help="with --gpus: of a collective, in microseconds (default: 50)")
@@ -216,19 +216,6 @@ def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("--preset", help="instead of the preset in config.yaml")
 
 
-def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
-    """A type of arguments for argparse: a number above 0."""
-
-    def number(text: str) -> float:
-        value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
-        return value
-
-    number.__name__ = f"{kind.__name__} above 0"  # argparse puts it into "invalid ... value"
-    return number
-
-
 def _add_runtime(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     command.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
@@ -236,7 +223,7 @@ def _add_runtime(command: argparse.ArgumentParser) -> None:
     command.add_argument("--compile", choices=["auto", "true", "false"], default="auto")
     command.add_argument("--deterministic", action="store_true", help="bit-reproducible kernels on a GPU")
     command.add_argument(
-        "--gpu-slots", type=_positive(int), default=1, help="how many processes may share a GPU (default: 1)"
+        "--gpu-slots", type=positive(int), default=1, help="how many processes may share a GPU (default: 1)"
     )
 
 

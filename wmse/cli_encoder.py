@@ -17,8 +17,21 @@ Add = Callable[..., argparse.ArgumentParser]
 Say = Callable[[str], None]
 
 
-def add_encoder_commands(add: Add, positive: Callable[[Callable[[str], float]], Callable[[str], float]]) -> None:
-    """Add them by `add(name, function, help)`; `positive` makes a type of arguments for numbers above 0."""
+def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
+    """A type of arguments for argparse: a number above 0."""
+
+    def number(text: str) -> float:
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+        return value
+
+    number.__name__ = f"{kind.__name__} above 0"  # argparse puts it into "invalid ... value"
+    return number
+
+
+def add_encoder_commands(add: Add) -> None:
+    """Add them by `add(name, function, help)`."""
     command = add(
         "export", run_export, "a trained encoder for another library, with its preprocessing and a model card"
     )
