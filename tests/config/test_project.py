@@ -75,7 +75,7 @@ def test_a_named_experiment_brings_its_methods_and_may_have_seeds_of_its_own() -
 
 
 def _cell(**parameters: Any) -> dict[str, Any]:
-    return {"parameters": {"garments/wmse-4": parameters}}
+    return {"parameters": {"fashion_mnist/wmse-4": parameters}}
 
 
 def test_processes_and_nodes_are_settings_of_the_machine_by_pattern() -> None:
@@ -116,7 +116,7 @@ def test_a_loss_is_of_sub_batches_where_each_process_can_have_as_many() -> None:
         ({"parameters": {"wmse-4": {}}}, ["'wmse-4'", "BENCHMARK/METHOD"]),
         ({"parameters": {"*": {"epoch": 3}}}, ["unknown parameter 'epoch'", "did you mean 'epochs'"]),
         ({"parameters": {"*": {"seed": 3}}}, ["'seed' cannot be overridden"]),
-        ({"benchmarks": ["cifar10"]}, ["'benchmarks'", "cifar10", "garments"]),
+        ({"benchmarks": ["cifar10"]}, ["'benchmarks'", "cifar10", "fashion_mnist"]),
         ({"methods": ["byoll"]}, ["'methods'", "byoll", "wmse-4"]),
         ({"experiments": [{"benchmarks": ["mnist"], "methods": ["wmse-2"]}]}, ["benchmark 'mnist'", "cifar10"]),
         ({"experiments": [{"benchmarks": ["cifar10"], "methods": ["wmse-1"]}]}, ["wmse-1", "from 2 to 64"]),
@@ -131,8 +131,8 @@ def test_a_loss_is_of_sub_batches_where_each_process_can_have_as_many() -> None:
         ({"parameters": {"*/simclr": {"whitening": "cholesky", "w_size": 16}}}, ["simclr", "w_size (16)"]),
         (_cell(epochs="* x"), ["epochs", "'* x'", "* NUMBER / d"]),
         (_cell(stem="* 2"), ["stem", "numeric"]),
-        (_cell(batch_size=100), ["garments/wmse-4", "batch_size (100)", "multiple of w_size (32)"]),
-        (_cell(w_size=16), ["garments/wmse-4", "w_size (16)", "greater than embedding (16)"]),
+        (_cell(batch_size=100), ["fashion_mnist/wmse-4", "batch_size (100)", "multiple of w_size (32)"]),
+        (_cell(w_size=16), ["fashion_mnist/wmse-4", "w_size (16)", "greater than embedding (16)"]),
         (_cell(epochs="ten"), ["epochs must be an integer", "'ten'"]),
         (_cell(epochs=0), ["epochs must be at least 1"]),
         (_cell(epochs=1), ["lr_drops", "between 1 and epochs - 1"]),

@@ -6,9 +6,9 @@ import numpy as np
 
 from builders.raw import quiet
 from wmse.datasets import SOURCES, prepare
-from wmse.datasets.garments import CELL, SIDE, SIZES, Draw, bilinear, cut_outs, place, texture
+from wmse.datasets.garments import CELL, SIDE, SIZES, Draw, bilinear, cut_outs, noise, place
 
-DIGEST = "sha256:"  # of what is prepared: results of this benchmark are comparable as long as it stays
+DIGEST = "sha256:94b1e522ba2c945b8ffd31013915cb5da68abcf7e67139c94f7abeed5e2a3565"  # of what is prepared: results of this benchmark are comparable as long as it stays
 
 
 def test_the_prepared_images_are_the_same_bytes_everywhere(tmp_path):
@@ -74,13 +74,14 @@ def test_garments_differ_in_place_size_side_and_colour():
     assert 0.3 < mirrored < 0.7
 
 
-def test_the_texture_says_nothing_beyond_its_cell():
-    noise = texture(Draw(3), 400)
-    assert noise.shape == (400, SIDE, SIDE, 3)
-    assert abs(noise.mean()) < 2
+def test_the_noise_is_of_one_kind_and_its_squares_are_independent():
+    images = noise(Draw(3), 400)
+    assert images.shape == (400, SIDE, SIDE, 3)
+    assert images.mean(axis=(1, 2)).std() < 5  # no image is brighter, or has another tint
+    assert images.std() > 50
 
     def correlation(pixels: int) -> float:
-        return np.corrcoef(noise[:, :, :-pixels].ravel(), noise[:, :, pixels:].ravel())[0, 1]
+        return np.corrcoef(images[:, :, :-pixels].ravel(), images[:, :, pixels:].ravel())[0, 1]
 
-    assert correlation(1) > 0.8
-    assert abs(correlation(2 * CELL)) < 0.02
+    assert correlation(1) > 0.4
+    assert abs(correlation(CELL)) < 0.02

