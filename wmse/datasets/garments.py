@@ -17,7 +17,7 @@ from wmse.datasets.source import Chunk, Source
 
 SIDE = 32
 SEEDS = {"train": 2021, "test": 7006346}
-SIZES = (18, 30)  # of a garment, the smallest and the largest side in pixels
+SIZES = (16, 28)  # of a garment, the smallest and the largest side in pixels
 CELL = 2  # pixels of the side of a square of the noise
 _CHUNK = 1000
 
@@ -47,7 +47,7 @@ def cut_outs(originals: np.ndarray, draw: Draw) -> np.ndarray:
     """Grey uint8 (n, 28, 28) as uint8 (n, 3, SIDE, SIDE): each garment in a colour of its own on noise."""
     n = len(originals)
     originals = np.where(draw(0, 1, n, 1, 1) > 0, originals[:, :, ::-1], originals)
-    dye = draw(160, 255, n, 1, 1, 1) + draw(-12, 12, n, 1, 1, 3)
+    dye = draw(176, 255, n, 1, 1, 1) + draw(-12, 12, n, 1, 1, 3)
     grey = place(originals, draw)[..., None]
     garment = dye * (grey + 64) // 320
     opacity = np.minimum(4 * grey, 255)  # an original fades into black within its outermost pixels
@@ -58,7 +58,7 @@ def cut_outs(originals: np.ndarray, draw: Draw) -> np.ndarray:
 def noise(draw: Draw, n: int) -> np.ndarray:
     """Squares of independent colours, (n, SIDE, SIDE, 3): of one kind everywhere: no image is known by it."""
     side = SIDE // CELL
-    squares = draw(0, 191, n, side, side, 1) + draw(-48, 48, n, side, side, 3)
+    squares = draw(16, 143, n, side, side, 1) + draw(-32, 32, n, side, side, 3)
     return squares.clip(0, 255).repeat(CELL, axis=1).repeat(CELL, axis=2)
 
 
@@ -95,8 +95,8 @@ GARMENTS = Source(
     num_classes=10,
     image_size=SIDE,
     # Over the training images.
-    mean=(0.4240, 0.4241, 0.4241),
-    std=(0.2328, 0.2330, 0.2330),
+    mean=(0.3699, 0.3701, 0.3701),
+    std=(0.1965, 0.1966, 0.1967),
     splits=FASHION_MNIST.splits,
     embedded=FASHION_MNIST.embedded,
     parse=parse,
