@@ -30,7 +30,7 @@ def test_runs_lists_the_active_configuration() -> None:
     assert done.returncode == 0
     runs = [line.rsplit("-", 1)[0] for line in done.stdout.splitlines()]
     for label in ("simclr", "byol", "wmse-2", "wmse-4", "wmse-2@no-whitening", "random", "pixels"):
-        assert f"fashion_mnist/{label}/seed0" in runs
+        assert f"garments/{label}/seed0" in runs
     assert len(runs) == len(set(runs))
 
 
@@ -97,12 +97,12 @@ def test_wrong_arguments_exit_with_2(option: str, capsys: pytest.CaptureFixture[
         (["prepare", "cifar10", "--no-download", "--data-root", "nowhere"], ["cifar-10-python.tar.gz", "nowhere"]),
         (["prepare", "imagenet", "--data-root", "nowhere"], ["imagenet", "train"]),
         (["pretrain"], ["wmse runs"]),
-        (["pretrain", "cifar10/wmse-9/seed0"], ["unknown run", "fashion_mnist/wmse-4/seed0"]),
-        (["pretrain", "fashion_mnist/random/seed0"], ["nothing to train"]),
+        (["pretrain", "cifar10/wmse-9/seed0"], ["unknown run", "garments/wmse-4/seed0"]),
+        (["pretrain", "garments/random/seed0"], ["nothing to train"]),
         (["pretrain", "--spec", "{"], ["--spec", "not valid JSON"]),
         (["pretrain", "--spec", "[]"], ["--spec", "JSON object"]),
         (["pretrain", "--spec", '{"benchmark": "cifar10", "method": "wmse", "w_size": 100}'], ["multiple of w_size"]),
-        (["pretrain", "fashion_mnist/wmse-4/seed0", "--data-root", "nowhere"], ["wmse prepare fashion_mnist"]),
+        (["pretrain", "garments/wmse-4/seed0", "--data-root", "nowhere"], ["wmse prepare garments"]),
         (["runs", "--preset", "fast"], ["unknown preset 'fast'", "quick"]),
         (["runs", "--root", "nowhere"], ["nowhere/config.yaml"]),
         (["report", "nowhere"], ["nowhere"]),

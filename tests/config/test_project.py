@@ -102,7 +102,7 @@ def test_a_loss_is_of_sub_batches_where_each_process_can_have_as_many() -> None:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"preset": "qick"}, ["'preset'", "qick", "did you mean 'quick'", "cpu", "paper"]),
+        ({"preset": "qick"}, ["'preset'", "qick", "did you mean 'quick'", "cpu", "paper", "tour"]),
         ({"presett": "quick"}, ["unknown key 'presett'", "did you mean 'preset'"]),
         ({"seeds": []}, ["'seeds'"]),
         ({"seeds": [1, 1]}, ["'seeds'"]),

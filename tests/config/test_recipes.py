@@ -56,12 +56,17 @@ def test_other_numbers_of_positives_keep_the_number_of_views(d: int, images: int
     assert make_spec(f"cifar10/wmse-{d}", 0).batch_size == images
 
 
-@pytest.mark.parametrize("preset", ["quick", "paper"])
+@pytest.mark.parametrize("preset", ["tour", "paper"])
 def test_every_experiment_is_in_the_preset_with_all_its_methods(preset: str) -> None:
     labels = {spec.label for spec in load_project({"preset": preset}).runs}
     for name, experiment in experiments().items():
         assert set(experiment["methods"]) <= labels, name
         assert {"random", "pixels"} <= set(experiment["methods"]), name
+
+
+def test_the_tour_goes_on_from_the_runs_of_quick() -> None:
+    quick, tour = ({spec.run for spec in load_project({"preset": preset}).runs} for preset in ("quick", "tour"))
+    assert quick < tour
 
 
 def test_relative_values_follow_recipe_preset_and_user() -> None:

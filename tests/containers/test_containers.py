@@ -226,7 +226,7 @@ def test_roots_folder_is_written_by_root_without_privileges(tmp_path: Path) -> N
 
 
 def test_commands_and_arguments_are_passed_on() -> None:
-    assert "fashion_mnist/wmse-4/seed0" in succeeded(in_docker(None, "wmse", "runs"))
+    assert "garments/wmse-4/seed0" in succeeded(in_docker(None, "wmse", "runs"))
     assert "Job stats" in succeeded(in_docker(None, "-n", "--config", "preset=paper", "methods=[wmse-4]"))
     assert in_docker(None, "bash", "-c", "exit 7").returncode == 7
     assert in_docker(None, "--config", "preset=fast").returncode != 0

@@ -14,7 +14,7 @@ from wmse.datasets import SOURCES, find_sources
 def test_every_source_is_complete():
     assert set(SOURCES) == {
         "cifar10", "cifar100", "stl10", "tiny_imagenet", "imagenet100", "imagenet", "fashion_mnist",
-        "imagenet100_mini", "imagenet_mini",
+        "garments", "imagenet100_mini", "imagenet_mini",
     }  # fmt: skip
     for name, source in SOURCES.items():
         assert source.name == name
@@ -61,6 +61,7 @@ def test_the_benchmarks_of_every_module_are_found(tmp_path, monkeypatch):
         ("imagenet100", {"pretrain": 126_689, "train": 126_689, "test": 5_000}),
         ("imagenet", {"pretrain": 1_281_167, "train": 1_281_167, "test": 50_000}),
         ("fashion_mnist", {"pretrain": 10_000, "train": 10_000, "test": 2_000}),
+        ("garments", {"pretrain": 10_000, "train": 10_000, "test": 2_000}),
     ],
 )
 def test_published_counts(name, counts):

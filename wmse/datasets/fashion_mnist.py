@@ -23,15 +23,20 @@ _LARGEST = 1 << 26  # The most pixels of a file; the 60,000 images of the whole 
 
 
 def parse(source: Source, files: RawFiles) -> Iterator[Chunk]:
-    """Yield the training and the test images; DataError naming a file that is damaged or not what IDX prescribes."""
+    """Yield the training and the test images; DataError as of `read_originals`."""
+    for array, images, labels in read_originals(files):
+        yield array, as_rgb(images), labels
+
+
+def read_originals(files: RawFiles) -> Iterator[Chunk]:
+    """The grey images (n, 28, 28) of "train" and "test"; DataError naming a file that is damaged or not proper IDX."""
     for prefix, array in (("train", "train"), ("t10k", "test")):
         images_name = f"{prefix}-images-idx3-ubyte.gz"
-        labels_name = f"{prefix}-labels-idx1-ubyte.gz"
         images = read_idx(files, images_name, 3)
-        labels = read_idx(files, labels_name, 1)
+        labels = read_idx(files, f"{prefix}-labels-idx1-ubyte.gz", 1)
         if images.shape[1:] != (28, 28) or len(images) != len(labels):
             raise DataError(f"{files.where(images_name)}: shape {images.shape}, expected ({len(labels)}, 28, 28)")
-        yield array, as_rgb(images), labels.astype(np.int64)
+        yield array, images, labels.astype(np.int64)
 
 
 def as_rgb(images: np.ndarray) -> np.ndarray:
