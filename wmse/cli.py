@@ -21,6 +21,7 @@ from wmse.errors import STOPPED_EXIT, ConfigError, WmseError, explain
 if TYPE_CHECKING:
     from wmse.config import Project, RunSpec
     from wmse.distributed import World
+    from wmse.image_folders import Survey
     from wmse.runs.folder import RunFolder
     from wmse.runtime import Runtime
 
@@ -83,6 +84,8 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add("prepare", run_prepare, "download or find a benchmark, verify it, store its prepared form")
     command.add_argument("benchmark")
     _add_data_root(command)
+    _add_config(command)
+    command.add_argument("--folder", help="a folder of images as JSON, instead of its entry in config.yaml")
     command.add_argument("--no-download", action="store_true", help="use only what lies in the raw folder")
     command.add_argument(
         "--pack", action="store_true", help="copy the JPEG files of a streamed benchmark into one file"
@@ -231,11 +234,26 @@ def _add_runtime(command: argparse.ArgumentParser) -> None:
 
 
 def run_prepare(options: argparse.Namespace, output: Output) -> None:
-    from wmse.datasets import prepare
+    from wmse.datasets import SOURCES, prepare
 
-    download = not options.no_download
-    data = prepare(options.benchmark, options.data_root, download=download, pack=options.pack, log=output)
+    found = _folder(options, output) if options.benchmark not in SOURCES else None
+    ways = {"download": not options.no_download, "pack": options.pack, "log": output, "folder": found}
+    data = prepare(options.benchmark, options.data_root, **ways)
     output(f"{options.benchmark}: ready in {data.folder}, {data.digest}")
+
+
+def _folder(options: argparse.Namespace, output: Output) -> Survey | None:
+    """The folder of one's own images that the arguments or config.yaml describe, if they do."""
+    from wmse.image_folders import folder_set, survey
+
+    if options.folder:
+        return survey(options.benchmark, folder_set(options.benchmark, _json_object("--folder", options.folder)))
+    if not (options.root / "config.yaml").exists():
+        return None
+    project = _project(options)
+    for line in project.describe_folders():
+        output(line)
+    return project.folders.get(options.benchmark)
 
 
 def run_init(options: argparse.Namespace, output: Output) -> None:
@@ -246,7 +264,10 @@ def run_init(options: argparse.Namespace, output: Output) -> None:
 
 
 def run_list(options: argparse.Namespace, output: Output) -> None:
-    for spec in _project(options).runs:
+    project = _project(options)
+    for line in project.describe_folders():
+        output(line, file=sys.stderr)
+    for spec in project.runs:
         output(json.dumps(spec.to_dict()) if options.json else spec.run)
 
 
@@ -260,6 +281,10 @@ def run_watch(options: argparse.Namespace, output: Output) -> None:
 
 def run_estimate(options: argparse.Namespace, output: Output) -> None:
     project = _project(options)
+    if project.folders:
+        from wmse.datasets import plan_folders
+
+        plan_folders(project.folders.values(), options.data_root)
     if options.memory:
         from wmse.estimate.memory import memory_report
 
@@ -327,13 +352,14 @@ def run_pretrain(options: argparse.Namespace, output: Output) -> int:
         speaks = world.rank == 0
         job = Job(
             spec,
-            load(spec.benchmark, options.data_root),
+            load(spec.benchmark, options.data_root, digest=spec.digest_of(spec.benchmark)),
             folder,
             _runtime(options, spec, output, world),
             preset,
             CheckpointPolicy(options.checkpoint_seconds, options.checkpoint_epochs, options.keep_checkpoints),
             log=output if speaks else lambda line: None,
             progress_bar=None if speaks and not options.no_progress else False,
+            evaluated=load(spec.probed, options.data_root, digest=spec.digest_of(spec.probed)),
         )
         try:
             pretrain(job)
@@ -349,9 +375,11 @@ def run_evaluate(options: argparse.Namespace, output: Output) -> None:
     from wmse.runs.evaluate import evaluate
     from wmse.runs.job import Job
 
-    data = load(spec.benchmark, options.data_root)
+    data, evaluated = (
+        load(name, options.data_root, digest=spec.digest_of(name)) for name in (spec.benchmark, spec.probed)
+    )
     runtime = _runtime(options, spec, output)
-    evaluate(Job(spec, data, folder, runtime, preset, log=output))
+    evaluate(Job(spec, data, folder, runtime, preset, log=output, evaluated=evaluated))
 
 
 def run_report(options: argparse.Namespace, output: Output) -> None:
@@ -393,7 +421,7 @@ def _project(options: argparse.Namespace) -> Project:
     from wmse.config import load_project, read_yaml
 
     config = read_yaml(options.root / "config.yaml")
-    return load_project({**config, "preset": options.preset} if options.preset else config)
+    return load_project({**config, "preset": options.preset} if options.preset else config, options.root)
 
 
 def _selected_run(options: argparse.Namespace) -> tuple[RunSpec, RunFolder, str]:

@@ -65,13 +65,17 @@ def forget_killed_run(results: str, warn: Callable[[str], None], folder: Path = 
 # --- containers -------------------------------------------------------------------------------------------------------
 
 
-def outside_folders(project: Path, results: str, data_root: str, benchmarks: Iterable[str]) -> list[tuple[str, str]]:
+def outside_folders(
+    project: Path, results: str, data_root: str, benchmarks: Iterable[str], folders: Iterable[str] = ()
+) -> list[tuple[str, str]]:
     """What a container must see besides the working folder, as (source, place): where data, results and rules lie.
+
+    `folders` are those of somebody's own images.
 
     A symbolic link into another place is visible inside only together with its target.
     """
     data = Path(data_root)
-    named = [project, Path(results), data]
+    named = [project, Path(results), data, *map(Path, folders)]
     for benchmark in benchmarks:
         folder = data / benchmark
         named += [folder, folder / "raw", folder / "prepared"]
@@ -185,5 +189,6 @@ def _options(settings: Mapping[str, Any], *keys: str) -> list[str]:
 def rule_graph_config(config: Mapping[str, Any], preset: str) -> list[str]:
     """`--config` of a second Snakemake that is to see the same rules: what decides which there are, and their files."""
     keys = ["preset", "results", "data_root", "experiments", "benchmarks", "methods", "seeds", "parameters", "variants"]
+    keys += ["datasets"]
     given = {**config, "preset": preset}
     return [f"{key}={json.dumps(given[key])}" for key in keys if key in given]

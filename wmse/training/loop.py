@@ -14,7 +14,7 @@ from tqdm import tqdm
 from wmse.datasets import SOURCES
 from wmse.encoder import Preprocessing, save_encoder
 from wmse.errors import CheckpointError, ConfigError, TrainingError
-from wmse.features import extract
+from wmse.features import extract, open_probe
 from wmse.files import digests, remove_temporaries, write_text
 from wmse.images import ArrayImages, FileImages, open_images
 from wmse.locks import exclusive_lock, patience
@@ -94,10 +94,7 @@ class Trainer:
             self.method.gather = self.world.gather
         self.optimizer = build_optimizer(spec, self.method)
         self.guard = StepGuard(spec, self.steps_per_epoch, self.method, self.world)
-        self.probe = [
-            (open_images(job.data[name], source, spec, device), torch.from_numpy(job.data[name].labels).to(device))
-            for name in ("train", "test")
-        ]
+        self.probe = open_probe(job)
         job.runtime.compile_forward(self.method)
         self.network = self.world.parallel(self.method)
         self.progress = Progress()
@@ -239,7 +236,7 @@ class Trainer:
             views_per_second=round(views / done.seconds, 1),
             embedding_std=done.embedding_std,
             effective_rank=done.effective_rank,
-            knn5_top1=self.knn() if spec.evaluation_due(epoch) else None,
+            knn5_top1=self.knn() if self.probe and spec.evaluation_due(epoch) else None,
             peak_memory_mb=round(peak_memory_bytes(self.job.runtime.device.type) / 2**20, 1),
         )
         progress.history.append(record)

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -36,7 +37,7 @@ except ConfigError as error:
 SOURCE = Path(workflow.basedir).parent
 SETTINGS = PROJECT.settings
 RUNS = {spec.run: spec for spec in PROJECT.runs}
-BENCHMARKS = sorted({spec.benchmark for spec in PROJECT.runs})
+BENCHMARKS = PROJECT.benchmarks
 TRAINED = [spec.run for spec in PROJECT.runs if spec.trained]
 DATA, RESULTS = SETTINGS["data_root"], SETTINGS["results"]
 # None on a cluster, where the threads are the profile's; `workflow.cores` would be an error then.
@@ -70,6 +71,8 @@ def hold():
 
 if workflow.is_main_process:
     forget_killed_run(RESULTS, logger.warning)
+    for line in PROJECT.describe_folders():
+        logger.info(line)
 
 DEPLOYMENT = workflow.deployment_settings.deployment_method
 if DeploymentMethod.APPTAINER in DEPLOYMENT:
@@ -80,7 +83,8 @@ if DeploymentMethod.APPTAINER in DEPLOYMENT:
             )
     # In a variable, because the profile cannot know the paths.
     try:
-        outside = outside_folders(SOURCE, RESULTS, DATA, BENCHMARKS)
+        own = [found.wanted.folder for found in PROJECT.folders.values()]
+        outside = outside_folders(SOURCE, RESULTS, DATA, BENCHMARKS, own)
         shown = binds(outside, os.getenv("APPTAINER_BIND", ""))
         os.environ.update(APPTAINER_BIND=shown, **shown_variables(os.environ))
     except WmseError as error:
@@ -164,4 +168,18 @@ def report_command(part):
 
 def manifest(wildcards):
     """The prepared data. `ancient`: preparing it again gives the same bytes, and must not repeat weeks of training."""
-    return ancient(f"{DATA}/{wildcards.benchmark}/prepared/manifest.json")
+    spec = spec_of(wildcards)
+    needed = dict.fromkeys((spec.benchmark, spec.probed))
+    return [ancient(f"{DATA}/{name}/prepared/manifest.json") for name in needed]
+
+
+def folder_of(wildcards):
+    """The folder of somebody's own images as JSON; empty for a benchmark of the package."""
+    found = PROJECT.folders.get(wildcards.benchmark)
+    return json.dumps(asdict(found.wanted)) if found else ""
+
+
+def state_of(wildcards):
+    """The state of such a folder: as a job's parameter, it prepares it again when it changes."""
+    found = PROJECT.folders.get(wildcards.benchmark)
+    return found.state if found else ""

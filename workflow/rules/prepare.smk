@@ -10,6 +10,8 @@ rule prepare:
         CONDA
     params:
         data_root=lambda wildcards, output: Path(output[0]).parents[2],
+        folder=folder_of,
+        state=state_of,
         offline="" if SETTINGS["download"] else "--no-download",
     shell:
-        "exec wmse prepare {wildcards.benchmark} --data-root {params.data_root:q} {params.offline} --log {log:q}"
+        "exec wmse prepare {wildcards.benchmark} --data-root {params.data_root:q} --folder {params.folder:q} {params.offline} --log {log:q}"
