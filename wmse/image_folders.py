@@ -4,10 +4,10 @@ Three layouts, told apart by what is there:
 
     csv          a CSV file with the columns file, and perhaps label and split
     train/CLASS  beside val/CLASS or test/CLASS; the test images are those of test/, if both are there
-    CLASS        one folder per class, of which a part becomes the test images (`split_of`)
+    CLASS        one folder per class, of which a part becomes the test images (`_split`)
 
-A class is the first folder below the split's; images that lie in none have no label, as have those of a CSV file with an
-empty one. Without a label, an image is for pretraining alone.
+A class is the first folder below the split's; images that lie in none have no label, as have those of a CSV file with
+an empty one. Without a label, an image is for pretraining alone.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class FolderSet:
 
 @dataclass(frozen=True)
 class Entry:
-    """An image file: its name relative to the folder, its class ("" for none), "train" or "test", bytes and date (ns)."""
+    """An image file: its name relative to the folder, its class ("" for none), "train" or "test", bytes, date (ns)."""
 
     name: str
     label: str
@@ -107,7 +107,7 @@ class Survey:
 
     @functools.cached_property
     def digest(self) -> str:
-        """Tells data sets apart, on whatever machine and in whatever folder: names, sizes, labels, splits, treatment."""
+        """Tells data sets apart, wherever they lie: names, sizes, labels, splits, and what is made of the images."""
         lines = (f"{entry.split}/{entry.label}/{entry.name} {entry.size}\n" for entry in self.entries)
         treatment = [self.wanted.image_size, self.store, self.wanted.leave_out_broken]
         return _sha256(json.dumps(treatment) + "\n", *lines)

@@ -111,7 +111,10 @@ class ArrayImages:
 
 
 class FileImages:
-    """Image files of any size, as `read` decodes them: by threads ahead of the training, augmented in batches on the device."""
+    """Image files of any size: decoded by threads ahead of the training, augmented in batches on the device.
+
+    `read` makes uint8 (h, w, 3) of a file's content and its name.
+    """
 
     def __init__(
         self,

@@ -29,7 +29,6 @@ from wmse.config.yaml_io import count_values, plain_values, read_yaml, validate
 from wmse.errors import ConfigError, DataError, show, unknown
 from wmse.image_folders import Survey, folder_set, survey
 
-
 DIGITS = 16  # Of a digest in a run's specification.
 
 

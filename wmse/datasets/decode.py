@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Callable, Sequence
-
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from wmse.errors import DataError
-from wmse.image_folders import REFUSED
+from wmse.image_folders import REFUSED, image_suffixes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -46,6 +46,9 @@ def decode_any(content: bytes, where: str) -> np.ndarray:
     The first image of several; turned as its EXIF orientation says; on white where it is transparent; of 16 bits the
     upper 8; CMYK and palettes as Pillow translates them.
     """
+    kind = image_suffixes().get(Path(where).suffix.lower())
+    if kind in REFUSED:
+        raise DataError(f"{where}: {kind} is {REFUSED[kind]}: convert it to another format")
     pixels = None if _EXIF in content[:4096] else _decode_jpeg(content, where, None)
     return _decode_by_pillow(content, where, None, _readable_formats(), _as_shown) if pixels is None else pixels
 
@@ -106,7 +109,7 @@ def _decode_by_pillow(
     formats: Sequence[str] = _FORMATS,
     as_rgb: Callable[[Image.Image], Image.Image] = lambda image: image.convert("RGB"),
 ) -> np.ndarray:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(content), formats=formats) as image:
@@ -115,7 +118,9 @@ def _decode_by_pillow(
     except DataError:
         raise
     except Exception as error:  # Pillow raises many kinds for a broken file
-        raise DataError(f"{where}: not a readable image ({error}): restore it from the original archive") from error
+        if isinstance(error, UnidentifiedImageError):  # its message names an object in memory
+            error = "of no known kind"
+        raise DataError(f"{where}: not a readable image ({error}): restore it from the original archive") from None
 
 
 def _check_size(w: int, h: int, where: str, size: tuple[int, int] | None) -> None:

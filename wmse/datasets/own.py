@@ -40,7 +40,7 @@ MOST_PAIRS = 10**10  # Beyond so many pairs of a training and a test image, only
 
 @dataclass
 class Seen:
-    """What reading an image gave: why it is broken ("" if not), or sums over its pixels; `nbytes` is for `ReadAhead`."""
+    """What reading an image gave: why it is broken ("" if not), or sums over its pixels; `nbytes` for `ReadAhead`."""
 
     problem: str = ""
     sha256: str = ""

@@ -111,7 +111,8 @@ def misfits(
 ) -> Iterator[str]:
     """Every reason why a record is not as it was written, or not of this folder, this run or the data there are now.
 
-    `data` holds the digests of the prepared data by `RunSpec.data_key`. DataError if a key is missing or of another type.
+    `data` holds the digests of the prepared data by `RunSpec.data_key`. DataError if a key is missing or of another
+    type.
     """
     if "sha256" not in record.content:
         yield "has no digest of its own, as those of an earlier version"
