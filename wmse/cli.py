@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import wmse
+from wmse.cli_config import add_config, json_object, read_folder, read_project, selected_run
 from wmse.cli_encoder import add_encoder_commands, positive
 from wmse.errors import STOPPED_EXIT, ConfigError, WmseError, explain
 
 if TYPE_CHECKING:
     from wmse.config import Project, RunSpec
     from wmse.distributed import World
-    from wmse.image_folders import Survey
-    from wmse.runs.folder import RunFolder
     from wmse.runtime import Runtime
 
 
@@ -84,7 +83,7 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add("prepare", run_prepare, "download or find a benchmark, verify it, store its prepared form")
     command.add_argument("benchmark")
     _add_data_root(command)
-    _add_config(command)
+    add_config(command)
     command.add_argument("--folder", help="a folder of images as JSON, instead of its entry in config.yaml")
     command.add_argument("--no-download", action="store_true", help="use only what lies in the raw folder")
     command.add_argument(
@@ -133,7 +132,7 @@ def _add_services(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("folder", nargs="?", type=Path, default=Path(), help="default: the current folder")
 
     command = add("runs", run_list, "list the runs of the configuration in the current folder")
-    _add_config(command)
+    add_config(command)
     command.add_argument("--json", action="store_true", help="the full specifications, one a line")
 
     command = add("watch", run_watch, "all runs of the configuration with their progress, while they are computed")
@@ -142,7 +141,7 @@ def _add_services(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--once", action="store_true", help="print the table and exit")
 
     command = add("estimate", run_estimate, "views, hours and energy of every run, from a short warm-up")
-    _add_config(command)
+    add_config(command)
     _add_data_root(command)
     _add_runtime(command)
     command.add_argument("--watts", type=float, help="the machine's power, instead of measuring it")
@@ -169,7 +168,7 @@ def _add_services(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_run(command: argparse.ArgumentParser) -> None:
     command.add_argument("run", nargs="?", help="a run of the configuration, e.g. cifar10/wmse-4/seed0")
-    _add_config(command)
+    add_config(command)
     command.add_argument("--spec", help="the run's specification as JSON, instead of a name")
     command.add_argument("--out", type=Path, help="the run's directory (default: results/runs/RUN)")
     _add_data_root(command)
@@ -214,11 +213,6 @@ def _add_data_root(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data-root", type=Path, default=Path("data"), help="folder of the data sets")
 
 
-def _add_config(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--root", type=Path, default=Path(), help="the folder with config.yaml")
-    command.add_argument("--preset", help="instead of the preset in config.yaml")
-
-
 def _add_runtime(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     command.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
@@ -236,24 +230,10 @@ def _add_runtime(command: argparse.ArgumentParser) -> None:
 def run_prepare(options: argparse.Namespace, output: Output) -> None:
     from wmse.datasets import SOURCES, prepare
 
-    found = _folder(options, output) if options.benchmark not in SOURCES else None
+    found = read_folder(options, output) if options.benchmark not in SOURCES else None
     ways = {"download": not options.no_download, "pack": options.pack, "log": output, "folder": found}
     data = prepare(options.benchmark, options.data_root, **ways)
     output(f"{options.benchmark}: ready in {data.folder}, {data.digest}")
-
-
-def _folder(options: argparse.Namespace, output: Output) -> Survey | None:
-    """The folder of one's own images that the arguments or config.yaml describe, if they do."""
-    from wmse.image_folders import folder_set, survey
-
-    if options.folder:
-        return survey(options.benchmark, folder_set(options.benchmark, _json_object("--folder", options.folder)))
-    if not (options.root / "config.yaml").exists():
-        return None
-    project = _project(options)
-    for line in project.describe_folders():
-        output(line)
-    return project.folders.get(options.benchmark)
 
 
 def run_init(options: argparse.Namespace, output: Output) -> None:
@@ -264,7 +244,7 @@ def run_init(options: argparse.Namespace, output: Output) -> None:
 
 
 def run_list(options: argparse.Namespace, output: Output) -> None:
-    project = _project(options)
+    project = read_project(options)
     for line in project.describe_folders():
         output(line, file=sys.stderr)
     for spec in project.runs:
@@ -280,7 +260,7 @@ def run_watch(options: argparse.Namespace, output: Output) -> None:
 
 
 def run_estimate(options: argparse.Namespace, output: Output) -> None:
-    project = _project(options)
+    project = read_project(options)
     if project.folders:
         from wmse.datasets import plan_folders
 
@@ -332,7 +312,7 @@ def run_estimate(options: argparse.Namespace, output: Output) -> None:
 
 
 def run_pretrain(options: argparse.Namespace, output: Output) -> int:
-    spec, folder, preset = _selected_run(options)
+    spec, folder, preset = selected_run(options)
     if not spec.trained:
         raise ConfigError(f"{spec.run}: the baseline '{spec.method}' has nothing to train; use `wmse evaluate`")
     spec.check_processes(options.processes, options.nodes)
@@ -370,7 +350,7 @@ def run_pretrain(options: argparse.Namespace, output: Output) -> int:
 
 
 def run_evaluate(options: argparse.Namespace, output: Output) -> None:
-    spec, folder, preset = _selected_run(options)
+    spec, folder, preset = selected_run(options)
     from wmse.datasets import load
     from wmse.runs.evaluate import evaluate
     from wmse.runs.job import Job
@@ -392,7 +372,7 @@ def run_report(options: argparse.Namespace, output: Output) -> None:
 def run_dag(options: argparse.Namespace, output: Output) -> None:
     from wmse.report import write_dag
 
-    write_dag(sys.stdin.buffer.read().decode("utf-8", "replace"), _json_object("--jobs", options.jobs), options.out)
+    write_dag(sys.stdin.buffer.read().decode("utf-8", "replace"), json_object("--jobs", options.jobs), options.out)
 
 
 def run_selfcheck(options: argparse.Namespace, output: Output) -> None:
@@ -415,42 +395,6 @@ def run_verify(options: argparse.Namespace, output: Output) -> None:
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------
-
-
-def _project(options: argparse.Namespace) -> Project:
-    from wmse.config import load_project, read_yaml
-
-    config = read_yaml(options.root / "config.yaml")
-    return load_project({**config, "preset": options.preset} if options.preset else config, options.root)
-
-
-def _selected_run(options: argparse.Namespace) -> tuple[RunSpec, RunFolder, str]:
-    """The specification, the folder and the preset that the arguments name."""
-    from wmse.config import RunSpec
-    from wmse.runs.folder import RunFolder
-
-    if bool(options.run) == bool(options.spec):
-        raise ConfigError("name a run of the configuration (`wmse runs` lists them), or give --spec, but not both")
-    if options.run:
-        project = _project(options)
-        spec = project.find(options.run)
-        preset = project.settings["preset"]
-        results = options.root / project.settings["results"]
-    else:
-        spec = RunSpec.from_dict(_json_object("--spec", options.spec))
-        preset = options.preset or ""
-        results = Path("results")
-    return spec, RunFolder(options.out) if options.out else RunFolder.of(results, spec.run), preset
-
-
-def _json_object(option: str, text: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{option}: not valid JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{option}: must be a JSON object")
-    return content
 
 
 def _runtime(options: argparse.Namespace, spec: RunSpec, say: Callable[[str], None], *world: World) -> Runtime:

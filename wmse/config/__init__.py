@@ -5,6 +5,7 @@ a seed; everything that decides its result is in its `RunSpec`, and nothing else
 fast it goes (device, threads, memory format) are no part of it, so results stay valid across machines.
 """
 
+from wmse.config.own import describe_recipe
 from wmse.config.project import DIGITS, Project, load_project, make_label, make_spec, paper_differences
 from wmse.config.recipes import (
     baselines,
@@ -12,6 +13,7 @@ from wmse.config.recipes import (
     experiments,
     in_paper,
     method_class,
+    of_package,
     paper_parameters,
     paper_table,
     paper_variants,

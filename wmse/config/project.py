@@ -19,7 +19,7 @@ from wmse.config.recipes import (
     benchmarks,
     experiments,
     in_paper,
-    own_folders,
+    of_package,
     paper_parameters,
     paper_variants,
     parse_label,
@@ -207,8 +207,8 @@ def _runs(
         variant = parse_label(cell.partition("/")[2])[2]
         if variant and variant not in known:
             raise ConfigError(f"{cell}: {unknown('variant', variant, known)}")
-        own = cell.partition("/")[0] in own_folders()
-        overrides = [block for pattern, block in patterns[presets * own :] if fnmatch.fnmatchcase(cell, pattern)]
+        mine = patterns if of_package(cell.partition("/")[0]) else patterns[presets:]
+        overrides = [block for pattern, block in mine if fnmatch.fnmatchcase(cell, pattern)]
         runs += [make_spec(cell, seed, [*overrides, variants.get(variant, {})], digests) for seed in seeds]
     return runs
 

@@ -86,14 +86,14 @@ def in_paper(benchmark: str) -> bool:
 
 def add_benchmark(name: str, block: Mapping[str, Any]) -> None:
     """Know a folder's derived recipe, which is `like` another one. ConfigError if recipes.yaml has one of that name."""
-    if "like" not in recipes()["benchmarks"].get(name, {"like": ""}):
+    if of_package(name):
         raise ConfigError(f"key 'datasets': '{name}' is a benchmark of this package: take another name")
     recipes()["benchmarks"][name] = block
 
 
-def own_folders() -> tuple[str, ...]:
-    """The benchmarks that are folders of one's own."""
-    return tuple(name for name, block in recipes()["benchmarks"].items() if "like" in block)
+def of_package(benchmark: str) -> bool:
+    """Whether a benchmark is one of recipes.yaml, and no folder of one's own."""
+    return "like" not in recipes()["benchmarks"].get(benchmark, {"like": ""})
 
 
 def views_like_the_paper(d: int, w_size: int) -> dict[str, int]:

@@ -88,8 +88,8 @@ def load(benchmark: str, data_root: Path, *, verify: bool = False, digest: str |
     if digest and not prepared.manifest.get("own", {}).get("digest", "").startswith(digest):
         raise DataError(
             f"{prepared.folder}: was prepared from another state of the folder than this run is for: run "
-            f"`wmse prepare {benchmark}`. If that does not help, the folder has changed since: `wmse runs` names the runs "
-            "for what it holds now"
+            f"`wmse prepare {benchmark}`. If that does not help, the folder has changed since: `wmse runs` names the "
+            "runs for what it holds now"
         )
     return prepared
 
