@@ -170,6 +170,7 @@ def test_the_workflow_with_labels_without_and_on_other_images(project: Path) -> 
     own = tables[tables.index("## My pets\n") :].split("\n## ")[0]
     assert "W-MSE 2" in own
     assert "paper" not in own
+    assert "CIFAR-10" not in tables
     metrics = {
         path.parts[-3]: json.loads(path.read_text())["metrics"]
         for path in (project / "results/runs/wild").rglob("result.json")

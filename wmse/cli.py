@@ -228,9 +228,10 @@ def _add_runtime(command: argparse.ArgumentParser) -> None:
 
 
 def run_prepare(options: argparse.Namespace, output: Output) -> None:
-    from wmse.datasets import SOURCES, prepare
+    from wmse.config import of_package
+    from wmse.datasets import prepare
 
-    found = read_folder(options, output) if options.benchmark not in SOURCES else None
+    found = None if of_package(options.benchmark) else read_folder(options, output)
     ways = {"download": not options.no_download, "pack": options.pack, "log": output, "folder": found}
     data = prepare(options.benchmark, options.data_root, **ways)
     output(f"{options.benchmark}: ready in {data.folder}, {data.digest}")

@@ -170,6 +170,8 @@ def compare(runs: Iterable[Run], paper: Sequence[PaperValue]) -> list[Section]:
                 title = f"{experiment['title']}, {benchmark_title(benchmark)}"
                 ablations.append(Section(name, benchmark, title, False, rows))
     with_runs = [section for section in main if section.runs]
+    if with_runs and all(section.own for section in with_runs):
+        return [*with_runs, *ablations]
     return [*with_runs, *ablations, *(section for section in main if not section.runs)]
 
 
