@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import wmse
-from wmse.cli_config import add_config, json_object, read_folder, read_project, selected_run
+from wmse.cli_config import add_config, add_plugins, json_object, read_folder, read_project, selected_run
 from wmse.cli_encoder import add_encoder_commands, positive
 from wmse.errors import STOPPED_EXIT, ConfigError, WmseError, explain
 
@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.log:
             options.log.parent.mkdir(parents=True, exist_ok=True)
+        add_plugins(options.plugin)
         return options.command(options, Output(options.log)) or 0
     except BrokenPipeError:  # the reader of our output has gone, e.g. `wmse runs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -69,6 +70,13 @@ def build_parser() -> argparse.ArgumentParser:
     def add(name: str, function: Callable[..., int | None], text: str, **more: Any) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, **more)
         command.add_argument("--log", type=Path, help="a file that gets every line of output as well")
+        command.add_argument(
+            "--plugin",
+            type=Path,
+            action="append",
+            default=[],
+            help="a file of `plugins` that config.yaml does not name",
+        )
         command.set_defaults(command=function)
         return command
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 def add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("--root", type=Path, default=Path(), help="the folder with config.yaml")
     command.add_argument("--preset", help="instead of the preset in config.yaml")
+
+
+def add_plugins(files: Sequence[Path]) -> None:
+    """Know the plugins in these files."""
+    if files:
+        from wmse.config import add_plugin
+
+        for file in files:
+            add_plugin(file)
 
 
 def read_project(options: argparse.Namespace) -> Project:

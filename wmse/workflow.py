@@ -70,7 +70,7 @@ def outside_folders(
 ) -> list[tuple[str, str]]:
     """What a container must see besides the working folder, as (source, place): where data, results and rules lie.
 
-    `folders` are those of somebody's own images.
+    `folders` are those of somebody's own images and plugins.
 
     A symbolic link into another place is visible inside only together with its target.
     """
@@ -164,9 +164,15 @@ def stage_command(stage: str, settings: Mapping[str, Any]) -> str:
     `exec`, because a batch system signals and awaits its job's children: a shell between would die and orphan the run.
     """
     words = _options(settings, "data_root", "preset", "device", "gpu_slots", "channels_last", "compile")
+    words += plugin_options(settings)
     if settings["deterministic"]:
         words.append("--deterministic")
     return shlex.join(["exec", "wmse", stage, *words]) + " "
+
+
+def plugin_options(settings: Mapping[str, Any]) -> list[str]:
+    """What a command must be told about plugins."""
+    return [word for path in settings["plugins"] or () for word in ("--plugin", path)]
 
 
 def pretrain_flags(jobs: int, cores: int, settings: Mapping[str, Any]) -> str:
@@ -189,6 +195,6 @@ def _options(settings: Mapping[str, Any], *keys: str) -> list[str]:
 def rule_graph_config(config: Mapping[str, Any], preset: str) -> list[str]:
     """`--config` of a second Snakemake that is to see the same rules: what decides which there are, and their files."""
     keys = ["preset", "results", "data_root", "experiments", "benchmarks", "methods", "seeds", "parameters", "variants"]
-    keys += ["datasets"]
+    keys += ["datasets", "plugins"]
     given = {**config, "preset": preset}
     return [f"{key}={json.dumps(given[key])}" for key in keys if key in given]

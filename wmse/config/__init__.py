@@ -6,7 +6,8 @@ fast it goes (device, threads, memory format) are no part of it, so results stay
 """
 
 from wmse.config.own import describe_recipe
-from wmse.config.project import DIGITS, Project, load_project, make_label, make_spec, paper_differences
+from wmse.config.plugins import add_plugin, owner, plugins
+from wmse.config.project import Project, load_project, make_label, make_spec, paper_differences
 from wmse.config.recipes import (
     baselines,
     benchmarks,
@@ -22,6 +23,6 @@ from wmse.config.recipes import (
     title_of,
     trained_methods,
 )
-from wmse.config.spec import IDENTITY, SPEC_VERSION, RunSpec
+from wmse.config.spec import DIGITS, IDENTITY, SPEC_VERSION, RunSpec
 from wmse.config.yaml_io import read_yaml
 from wmse.errors import shorten, show, unknown

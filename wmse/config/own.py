@@ -47,7 +47,7 @@ def own_benchmark(found: Survey, preset: str) -> dict[str, Any]:
         "eval_every_final": max(1, epochs // 200),
     }
     positives = dict(_positives(like["positives"], parameters["w_size"], budget.get("batch_size"), count))
-    return {"parameters": parameters, "positives": positives, "paper": False, "like": basis["like"]}
+    return {"parameters": parameters, "positives": positives, "paper": False, "like": basis["like"], "preset": preset}
 
 
 def _positives(

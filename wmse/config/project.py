@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from wmse.config.own import describe_recipe, own_benchmark
+from wmse.config.plugins import add_plugin, digests_of
 from wmse.config.recipes import (
     FOLDER,
     add_benchmark,
@@ -19,17 +20,15 @@ from wmse.config.recipes import (
     benchmarks,
     experiments,
     in_paper,
-    of_package,
     paper_parameters,
     paper_variants,
     parse_label,
+    recipes,
 )
-from wmse.config.spec import FIELDS, IDENTITY, RunSpec
+from wmse.config.spec import DIGITS, FIELDS, IDENTITY, RunSpec
 from wmse.config.yaml_io import count_values, plain_values, read_yaml, validate
 from wmse.errors import ConfigError, DataError, show, unknown
 from wmse.image_folders import Survey, folder_set, survey
-
-DIGITS = 16  # Of a digest in a run's specification.
 
 
 def make_label(label: str) -> str:
@@ -43,7 +42,7 @@ def make_spec(
 ) -> RunSpec:
     """The run of a cell: the paper's recipe with `overrides` applied in order.
 
-    `digests` are those of data sets and source files that are not of this package, by name.
+    `digests` are those of folders of one's own, by name.
 
     Raises ConfigError: naming the cell and the key.
     """
@@ -53,8 +52,8 @@ def make_spec(
         if key in (*IDENTITY, "outside"):
             raise ConfigError(f"{cell}: '{key}' cannot be overridden: it is part of the run's name")
     values = paper_parameters(benchmark, method, d, variant, overrides)
-    used = dict.fromkeys((benchmark, str(values.get("evaluate_on", "")), method))
-    outside = [f"{name}:{digest}" for name in used if (digest := (digests or {}).get(name))]
+    used = {name: digest for name, digest in (digests or {}).items() if name in (benchmark, values.get("evaluate_on"))}
+    outside = [f"{name}:{digest[:DIGITS]}" for name, digest in (used | digests_of(values)).items()]
     spec = RunSpec.from_dict({**values, "seed": seed, "outside": outside})
     if method in baselines():
         decides = {name for name, field in FIELDS.items() if method in field.metadata["baselines"]}
@@ -142,6 +141,8 @@ def load_project(config: Mapping[str, Any], root: Path = Path()) -> Project:
     settings["variants"] = {**_mapping(preset, "variants"), **_mapping(config, "variants")}
     schema = read_yaml(FOLDER / "config.schema.yaml")
     validate(settings, schema)
+    for path in settings.get("plugins") or ():
+        add_plugin(root / path)
     for key, value in schema["properties"].items():
         settings.setdefault(key, value.get("default"))
     for key in ("data_root", "results"):
@@ -152,7 +153,7 @@ def load_project(config: Mapping[str, Any], root: Path = Path()) -> Project:
     for key in ("processes", "nodes"):
         for pattern in settings[key] if isinstance(settings[key], dict) else ():
             _check_pattern(key, pattern)
-    digests = {name: found.digest[:DIGITS] for name, found in folders.items()}
+    digests = {name: found.digest for name, found in folders.items()}
     runs = _runs(settings, patterns, len(_mapping(preset, "parameters")), digests)
     project = Project(settings, tuple(runs), folders)
     for spec in project.runs:
@@ -207,7 +208,8 @@ def _runs(
         variant = parse_label(cell.partition("/")[2])[2]
         if variant and variant not in known:
             raise ConfigError(f"{cell}: {unknown('variant', variant, known)}")
-        mine = patterns if of_package(cell.partition("/")[0]) else patterns[presets:]
+        budgeted = "preset" in recipes()["benchmarks"][cell.partition("/")[0]]
+        mine = patterns[presets:] if budgeted else patterns
         overrides = [block for pattern, block in mine if fnmatch.fnmatchcase(cell, pattern)]
         runs += [make_spec(cell, seed, [*overrides, variants.get(variant, {})], digests) for seed in seeds]
     return runs

@@ -15,6 +15,7 @@ from wmse.errors import ConfigError, show, unknown
 FOLDER = Path(__file__).parent
 LARGEST = 2**31 - 1  # No number may be larger: this is far above what can be computed, and far below what overflows.
 VIEWS_PER_STEP = 1024  # The paper has this many, d * N, for d = 2 and for d = 4.
+AUGMENTATIONS: dict[str, dict[str, Any]] = {}  # Those of plugins; the package's own are parameters.
 MOST_VIEWS = 64  # The most positives of an image.
 
 
@@ -74,6 +75,11 @@ def method_class(method: str) -> str:
     return recipes()["methods"][method]["class"]
 
 
+def augmentations() -> tuple[str, ...]:
+    """The augmentations of plugins."""
+    return tuple(AUGMENTATIONS)
+
+
 def loss_over(method: str) -> str | None:
     """What the loss of a method is a mean over, as recipes.yaml has it; None if it does not say."""
     return recipes()["methods"][method].get("loss_over")
@@ -91,8 +97,17 @@ def add_benchmark(name: str, block: Mapping[str, Any]) -> None:
     recipes()["benchmarks"][name] = block
 
 
+def resolve_benchmark(name: str, block: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of a plugin's benchmark: that of the one it is `like`, with its own `parameters`."""
+    like = recipes()["benchmarks"].get(block["like"])
+    if like is None:
+        raise ConfigError(f"BENCHMARKS: '{name}': like: {unknown('benchmark', str(block['like']), benchmarks())}")
+    parameters = {**like["parameters"], **block.get("parameters", {})}
+    return {**like, "paper": False, **block, "parameters": parameters}
+
+
 def of_package(benchmark: str) -> bool:
-    """Whether a benchmark is one of recipes.yaml, and no folder of one's own."""
+    """Whether a benchmark is one of recipes.yaml, not a folder of one's own and not of a plugin."""
     return "like" not in recipes()["benchmarks"].get(benchmark, {"like": ""})
 
 

@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass
 from typing import Any
 
-from wmse.config.recipes import LARGEST, MOST_VIEWS, baselines, benchmarks, loss_over, trained_methods
+from wmse.config.plugins import plugins
+from wmse.config.recipes import LARGEST, MOST_VIEWS, augmentations, baselines, benchmarks, loss_over, trained_methods
 from wmse.errors import ConfigError, shorten, show, unknown
 
 SPEC_VERSION = 1  # It is part of every hash: raise it when a default or the meaning of a parameter changes.
 VARIANT = re.compile(r"[a-z0-9][a-z0-9.-]{0,99}", re.ASCII)  # The name of a variant is part of a folder's name.
+DIGITS = 16  # Of a digest in `outside`.
 EVERY = ("random", "pixels")  # Baselines whose result depends on how an evaluation is done.
 
 
@@ -125,6 +127,7 @@ class RunSpec:
     blur_p: float = param(0.0, "probability of a Gaussian blur", low=0, high=1)
     blur_sigma: tuple[float, float] = param((0.1, 2.0), "smallest and largest width of the blur", low=0, high=64)
     crop_first: bool = param(False, "crop and flip before the colours change (true) or after that")
+    augmentation: str = param("", "of a plugin, which every view goes through at last", choices=augmentations)
     # evaluation
     eval_resize: int = param(
         0,
@@ -287,7 +290,7 @@ class RunSpec:
             for key, value in values.items():
                 choices = FIELDS[key].metadata["choices"]
                 choices = choices() if callable(choices) else choices
-                if choices and value not in choices and spec.digest_of(value) is None:
+                if choices and value not in (*choices, FIELDS[key].default) and spec.digest_of(value) is None:
                     raise ConfigError(f"{where}: {key}: {unknown('value', value, choices)}")
             for problem in _problems(spec):
                 raise ConfigError(f"{shorten(spec.cell)}: {problem}")
@@ -342,6 +345,9 @@ def _problems(spec: RunSpec) -> Iterator[str]:
         yield f"eval_resize ({spec.eval_resize}) must be 0 or at least view_size ({spec.view_size})"
     if spec.probed not in benchmarks() and spec.digest_of(spec.probed) is None:
         yield f"evaluate_on: {unknown('benchmark', spec.probed, benchmarks())}"
+    for plugin in plugins().values():
+        if (spec.digest_of(plugin.name) or plugin.digest)[:DIGITS] != plugin.digest[:DIGITS]:
+            yield f"{plugin.file} is not what the run was planned with: its source has changed"
     if spec.trained:
         yield from _training_problems(spec)
 

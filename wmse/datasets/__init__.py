@@ -14,7 +14,9 @@ import importlib
 import pkgutil
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 
+from wmse.config import owner
 from wmse.datasets.build import prepare_source
 from wmse.datasets.own import own_source, own_sources, planned_source, prepare_folder
 from wmse.datasets.prepared import Prepared, load_prepared
@@ -42,11 +44,16 @@ def find_sources(package: str, folders: Iterable[str]) -> dict[str, Source]:
     """The benchmarks of a package by name: what its modules list in `SOURCES`. ValueError if two have the same name."""
     found: dict[str, Source] = {}
     for name in sorted(module.name for module in pkgutil.iter_modules(folders)):
-        for source in getattr(importlib.import_module(f"{package}.{name}"), "SOURCES", ()):
-            if source.name in found:
-                raise ValueError(f"{package}.{name}: there is another benchmark named '{source.name}'")
-            found[source.name] = source
+        add_sources(importlib.import_module(f"{package}.{name}"), found)
     return found
+
+
+def add_sources(module: ModuleType, known: dict[str, Source]) -> None:
+    """Add what a module lists in `SOURCES`. ValueError if there is one of the same name."""
+    for source in getattr(module, "SOURCES", ()):
+        if source.name in known:
+            raise ValueError(f"{module.__name__}: there is another benchmark named '{source.name}'")
+        known[source.name] = source
 
 
 SOURCES: dict[str, Source] = find_sources(__name__, __path__)
@@ -108,6 +115,8 @@ def find_folders(data_root: Path) -> None:
 
 
 def _source(benchmark: str, data_root: Path) -> Source:
+    if benchmark not in SOURCES and (plugin := owner("BENCHMARKS", benchmark)):
+        add_sources(plugin.load(), SOURCES)
     if benchmark not in SOURCES or SOURCES[benchmark].own:
         try:
             SOURCES[benchmark] = own_source(benchmark, data_root)

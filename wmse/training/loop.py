@@ -32,6 +32,7 @@ from wmse.training.guard import StepGuard
 from wmse.training.history import EpochRecord, EpochSoFar, Progress, history_csv
 from wmse.training.optim import build_optimizer, learning_rate
 from wmse.training.signals import Stopped, stop_on_signals
+from wmse.views.augmentation import build_augmentation
 from wmse.views.params import on_device
 
 TRAINING_MEMORY = (
@@ -92,6 +93,7 @@ class Trainer:
         self.loss_over = spec.loss_over(self.world.size)
         if self.loss_over == "batch":
             self.method.gather = self.world.gather
+        self.augmentation = build_augmentation(spec)
         self.optimizer = build_optimizer(spec, self.method)
         self.guard = StepGuard(spec, self.steps_per_epoch, self.method, self.world)
         self.probe = open_probe(job)
@@ -174,7 +176,7 @@ class Trainer:
         spec, runtime, step = self.job.spec, self.job.runtime, self.progress.step
         runtime.begin_step()
         rows, slices = self._share(len(index), step)
-        views = self.world.together(lambda: self.images.views(index, spec.d, spec.seed, step, rows))
+        views = self.world.together(lambda: self._views(index, rows))
         self._check_views(len(views), "views of an image came from the data")
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(spec, step, self.steps_per_epoch)
@@ -196,6 +198,16 @@ class Trainer:
         if found != self.job.spec.d:
             run, step = self.job.spec.run, self.progress.step
             raise TrainingError(f"{run}: step {step}: the run has d = {self.job.spec.d} views, but {found} {where}")
+
+    def _views(self, index: Tensor, rows: slice | Tensor) -> list[Tensor]:
+        """The views of the images `index` (N,) that are at the positions `rows`."""
+        spec, step = self.job.spec, self.progress.step
+        views = self.images.views(index, spec.d, spec.seed, step, rows)
+        if self.augmentation is None:
+            return views
+        generators = [stream(spec.seed, "augmentation", step, view) for view in range(spec.d)]
+        drawn = [self.augmentation.draw(len(index), spec.view_size, generator)[rows] for generator in generators]
+        return [self.augmentation(view, on_device(x, view.device)) for view, x in zip(views, drawn, strict=True)]
 
     def _share(self, n: int, step: int) -> tuple[slice | Tensor, Tensor | None]:
         """The positions of this process's images in a step's batch of n, and the slices of the embeddings it will have.

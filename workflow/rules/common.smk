@@ -19,6 +19,7 @@ from wmse.workflow import (
     hold_folders,
     outside_folders,
     placement,
+    plugin_options,
     pretrain_flags,
     pretrain_threads,
     rule_graph_config,
@@ -84,6 +85,7 @@ if DeploymentMethod.APPTAINER in DEPLOYMENT:
     # In a variable, because the profile cannot know the paths.
     try:
         own = [found.wanted.folder for found in PROJECT.folders.values()]
+        own += [str(Path(path).resolve().parent) for path in SETTINGS["plugins"] or ()]
         outside = outside_folders(SOURCE, RESULTS, DATA, BENCHMARKS, own)
         shown = binds(outside, os.getenv("APPTAINER_BIND", ""))
         os.environ.update(APPTAINER_BIND=shown, **shown_variables(os.environ))
@@ -95,6 +97,9 @@ if DeploymentMethod.CONDA in DEPLOYMENT:
             f"--use-conda needs a checkout of the source, and {SOURCE} is none: run Snakemake without it here"
         )
     os.environ.update(WMSE_PROJECT=str(SOURCE))
+
+
+PLUGINS = shlex.join(plugin_options(SETTINGS))
 
 
 def spec_of(wildcards):
@@ -161,7 +166,7 @@ def result_folders(wildcards, input):
 def report_command(part):
     """The shell command that writes a part of the report."""
     return (
-        f"exec wmse report --only {part} --data-root {shlex.quote(DATA)}"
+        f"exec wmse report --only {part} --data-root {shlex.quote(DATA)} {PLUGINS}"
         " --out {params.out:q} --log {log:q} {params.runs:q}"
     )
 

@@ -14,4 +14,5 @@ rule prepare:
         state=state_of,
         offline="" if SETTINGS["download"] else "--no-download",
     shell:
-        "exec wmse prepare {wildcards.benchmark} --data-root {params.data_root:q} --folder {params.folder:q} {params.offline} --log {log:q}"
+        "exec wmse prepare {wildcards.benchmark} --data-root {params.data_root:q} --folder {params.folder:q} {params.offline} --log {log:q} "
+        + PLUGINS
