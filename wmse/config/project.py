@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from wmse.config.own import describe_recipe, own_benchmark
-from wmse.config.plugins import add_plugin, digests_of
+from wmse.config.plugins import add_plugin, digests_of, plugins
 from wmse.config.recipes import (
     FOLDER,
     add_benchmark,
@@ -141,6 +141,7 @@ def load_project(config: Mapping[str, Any], root: Path = Path()) -> Project:
     settings["variants"] = {**_mapping(preset, "variants"), **_mapping(config, "variants")}
     schema = read_yaml(FOLDER / "config.schema.yaml")
     validate(settings, schema)
+    plugins()  # those of installed packages
     for path in settings.get("plugins") or ():
         add_plugin(root / path)
     for key, value in schema["properties"].items():

@@ -277,6 +277,7 @@ class RunSpec:
 
         Raises ConfigError: naming cell, key and allowed values.
         """
+        plugins()  # whose methods are possible, too
         where = shorten(f"{values.get('benchmark', '?')!s:.100}/{values.get('method', '?')!s:.100}")
         for key in values:
             if key not in FIELDS:
