@@ -92,7 +92,7 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("benchmark")
     _add_data_root(command)
     add_config(command)
-    command.add_argument("--folder", help="a folder of images as JSON, instead of its entry in config.yaml")
+    command.add_argument("--folders", help="the folders of images as JSON, instead of `datasets` in config.yaml")
     command.add_argument("--no-download", action="store_true", help="use only what lies in the raw folder")
     command.add_argument(
         "--pack", action="store_true", help="copy the JPEG files of a streamed benchmark into one file"

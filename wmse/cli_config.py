@@ -71,8 +71,9 @@ def read_folder(options: argparse.Namespace, say: Callable[[str], None]) -> Surv
     from wmse.config import describe_recipe
     from wmse.image_folders import folder_set, survey
 
-    if options.folder:
-        return survey(options.benchmark, folder_set(options.benchmark, json_object("--folder", options.folder)))
+    if options.folders:
+        block = json_object("--folders", options.folders).get(options.benchmark)
+        return survey(options.benchmark, folder_set(options.benchmark, block)) if block else None
     if not (options.root / "config.yaml").exists():
         return None
     found = read_project(options).folders.get(options.benchmark)

@@ -5,15 +5,19 @@ Plain functions of the settings; what belongs to Snakemake stays in workflow/rul
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
+from wmse.config import Project
 from wmse.errors import ConfigError, WmseError
+from wmse.image_folders import Survey
 from wmse.locks import lock_holder, take_lock
 
 TEMPLATE = Path(__file__).parent / "template"  # Links to config.yaml and workflow/ of the source; copies in a wheel.
@@ -168,6 +172,27 @@ def stage_command(stage: str, settings: Mapping[str, Any]) -> str:
     if settings["deterministic"]:
         words.append("--deterministic")
     return shlex.join(["exec", "wmse", stage, *words]) + " "
+
+
+def prepare_command(project: Project) -> str:
+    """The start of the command that prepares a data set, whose braces are escaped as Snakemake wants it."""
+    settings = project.settings
+    words = ["exec", "wmse", "prepare", *_options(settings, "data_root"), *plugin_options(settings)]
+    words += [] if settings["download"] else ["--no-download"]
+    if project.folders:
+        words += ["--folders", json.dumps({name: asdict(found.wanted) for name, found in project.folders.items()})]
+    return shlex.join(words).replace("{", "{{").replace("}", "}}") + " "
+
+
+def touched_folders(folders: Iterable[Survey], data_root: str) -> Iterator[str]:
+    """A line for every folder of images that holds what was prepared, but with other dates."""
+    for found in folders:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            own = json.loads((Path(data_root) / found.name / "prepared/manifest.json").read_text(encoding="utf-8"))[
+                "own"
+            ]
+            if own["digest"] == found.digest and own["state"] != found.state:
+                yield f"{found.name}: dates of files have changed: `wmse prepare {found.name}` reads the images again"
 
 
 def plugin_options(settings: Mapping[str, Any]) -> list[str]:

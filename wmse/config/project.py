@@ -53,7 +53,7 @@ def make_spec(
             raise ConfigError(f"{cell}: '{key}' cannot be overridden: it is part of the run's name")
     values = paper_parameters(benchmark, method, d, variant, overrides)
     used = {name: digest for name, digest in (digests or {}).items() if name in (benchmark, values.get("evaluate_on"))}
-    outside = [f"{name}:{digest[:DIGITS]}" for name, digest in (used | digests_of(values)).items()]
+    outside = [f"{name}:{digest[:DIGITS]}" for name, digest in sorted((used | digests_of(values)).items())]
     spec = RunSpec.from_dict({**values, "seed": seed, "outside": outside})
     if method in baselines():
         decides = {name for name, field in FIELDS.items() if method in field.metadata["baselines"]}

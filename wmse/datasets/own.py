@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from wmse.config import DIGITS
 from wmse.datasets.archives import RawFiles
 from wmse.datasets.build import prepare_source
 from wmse.datasets.decode import decode_any
@@ -25,7 +26,7 @@ from wmse.datasets.download import progress_bar
 from wmse.datasets.prepared import MANIFEST, Prepared, load_prepared
 from wmse.datasets.source import UNLABELED, Archive, Chunk, Listing, Log, Rows, Source
 from wmse.errors import DataError, explain
-from wmse.files import write_text
+from wmse.files import write_json, write_text
 from wmse.image_folders import FILES, NAMED, Entry, Survey
 from wmse.read_ahead import ReadAhead
 
@@ -59,7 +60,8 @@ def prepare_folder(found: Survey, data_root: Path, *, pack: bool = False, log: L
     """
     with suppress(DataError):
         prepared = load_prepared(own_source(found.name, data_root), data_root)
-        if prepared.manifest["own"]["state"] == found.state and (prepared.packed or not pack):
+        listed = prepared.folder / f"folder-{found.digest[:DIGITS]}.json"
+        if prepared.manifest["own"]["state"] == found.state and (prepared.packed or not pack) and listed.exists():
             return prepared
         if prepared.manifest["own"]["state"] != found.state:
             log(
@@ -86,7 +88,10 @@ def prepare_folder(found: Survey, data_root: Path, *, pack: bool = False, log: L
         "duplicates": {kind: len(pairs) for kind, pairs in duplicates.items()},
     }
     source = _source(found.name, own, found_whole.entries, {e.name: result.sha256 for e, result in whole})
-    return prepare_source(source, data_root, pack=pack, log=log)
+    prepared = prepare_source(source, data_root, pack=pack, log=log)
+    rows = {split: [e.name for e in found_whole.entries if e.split == split] for split in ("train", "test")}
+    write_json(prepared.folder / f"folder-{found.digest[:DIGITS]}.json", rows)
+    return prepared
 
 
 def _described(found: Survey, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:

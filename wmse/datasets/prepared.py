@@ -6,6 +6,7 @@
                                      train-paths.txt     instead of the images of a streamed benchmark,
                                      train-pack.pack     and if they are packed, the JPEG files themselves (pack.py)
                                      train-index.npy     int64 (n + 1,), where they begin and end there
+                                     folder-DIGEST.json  of a folder of one's own: the file of every row
 
 A split is a range of rows of such an array, so splits may share one (pretrain and train).
 
@@ -351,6 +352,7 @@ def _fresh_folder(source: Source, data_root: Path) -> Path:
         "*-paths.txt",
         "*-index.npy",
         "*-pack.pack",
+        "folder-*.json",
     ):  # the caller holds the lock
         for leftover in folder.glob(pattern):
             leftover.unlink()

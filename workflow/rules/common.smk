@@ -4,13 +4,12 @@ import json
 import os
 import shlex
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
 
-from wmse.config import load_project
+from wmse.config import DIGITS, load_project
 from wmse.errors import ConfigError, WmseError
 from wmse.runs.folder import RunFolder
 from wmse.workflow import (
@@ -20,12 +19,14 @@ from wmse.workflow import (
     outside_folders,
     placement,
     plugin_options,
+    prepare_command,
     pretrain_flags,
     pretrain_threads,
     rule_graph_config,
     share_of_cores,
     shown_variables,
     stage_command,
+    touched_folders,
     uses_gpu,
 )
 
@@ -55,6 +56,7 @@ PLOTS = [f"{RESULTS}/plots/{name}.png" for name in [*FIGURES, "dag"]]
 
 wildcard_constraints:
     benchmark=r"[a-z0-9_]+",
+    digest=r"[0-9a-f]+",
     method=r"[a-z0-9_@.-]+",
     seed=r"seed\d+-[0-9a-f]{8}",
 
@@ -74,6 +76,8 @@ if workflow.is_main_process:
     forget_killed_run(RESULTS, logger.warning)
     for line in PROJECT.describe_folders():
         logger.info(line)
+    for line in touched_folders(PROJECT.folders.values(), DATA):
+        logger.warning(line)
 
 DEPLOYMENT = workflow.deployment_settings.deployment_method
 if DeploymentMethod.APPTAINER in DEPLOYMENT:
@@ -97,9 +101,6 @@ if DeploymentMethod.CONDA in DEPLOYMENT:
             f"--use-conda needs a checkout of the source, and {SOURCE} is none: run Snakemake without it here"
         )
     os.environ.update(WMSE_PROJECT=str(SOURCE))
-
-
-PLUGINS = shlex.join(plugin_options(SETTINGS))
 
 
 def spec_of(wildcards):
@@ -166,7 +167,7 @@ def result_folders(wildcards, input):
 def report_command(part):
     """The shell command that writes a part of the report."""
     return (
-        f"exec wmse report --only {part} --data-root {shlex.quote(DATA)} {PLUGINS}"
+        f"exec wmse report --only {part} --data-root {shlex.quote(DATA)} {shlex.join(plugin_options(SETTINGS))}"
         " --out {params.out:q} --log {log:q} {params.runs:q}"
     )
 
@@ -175,16 +176,10 @@ def manifest(wildcards):
     """The prepared data. `ancient`: preparing it again gives the same bytes, and must not repeat weeks of training."""
     spec = spec_of(wildcards)
     needed = dict.fromkeys((spec.benchmark, spec.probed))
-    return [ancient(f"{DATA}/{name}/prepared/manifest.json") for name in needed]
+    return [ancient(f"{DATA}/{name}/prepared/{prepared_file(name)}") for name in needed]
 
 
-def folder_of(wildcards):
-    """The folder of somebody's own images as JSON; empty for a benchmark of the package."""
-    found = PROJECT.folders.get(wildcards.benchmark)
-    return json.dumps(asdict(found.wanted)) if found else ""
-
-
-def state_of(wildcards):
-    """The state of such a folder: as a job's parameter, it prepares it again when it changes."""
-    found = PROJECT.folders.get(wildcards.benchmark)
-    return found.state if found else ""
+def prepared_file(benchmark):
+    """What tells that a data set is prepared: of a folder of somebody's own, for what it holds now."""
+    found = PROJECT.folders.get(benchmark)
+    return f"folder-{found.digest[:DIGITS]}.json" if found else "manifest.json"
