@@ -20,7 +20,7 @@ from wmse.cli_encoder import add_encoder_commands, positive
 from wmse.errors import STOPPED_EXIT, ConfigError, WmseError, explain
 
 if TYPE_CHECKING:
-    from wmse.config import Project, RunSpec
+    from wmse.config import RunSpec
     from wmse.distributed import World
     from wmse.runtime import Runtime
 
