@@ -15,7 +15,7 @@ from builders.raw import put
 from builders.results import read_csv
 from builders.workflow import TINY, snakemake
 from wmse.cli import main
-from wmse.config import load_project
+from wmse.config import load_project, recipes
 from wmse.datasets import SOURCES
 from wmse.errors import ConfigError
 
@@ -25,8 +25,9 @@ QUICK = {**TINY, "epochs": 2, "batch_size": 32, "w_size": 16, "embedding": 4}
 @pytest.fixture(autouse=True)
 def _forget() -> Any:
     yield
-    for name in ("pets", "wild"):
+    for name in ("pets", "wild", "few"):
         SOURCES.pop(name, None)
+        recipes()["benchmarks"].pop(name, None)
 
 
 @pytest.fixture
@@ -94,6 +95,17 @@ def test_the_recipe_follows_from_size_count_and_preset(project: Path, size: int,
     assert spec("quick", parameters={"pets/*": {"epochs": 60}}).epochs == 60
     for label in ("wmse-3", "wmse-8", "simclr", "byol"):
         assert spec("paper", label, parameters={}).batch_size <= 64
+
+
+def test_a_recipe_for_two_labelled_images(project: Path) -> None:
+    for name in ("cat-0.jpg", "cat-1.png", "cat-2.gif"):
+        put(project / "few/cat" / name, (project / "pets/cat" / name).read_bytes())
+    for i in range(20):
+        put(project / f"few/{i}.png", encoded(picture(i), "png"))
+    few = {"datasets": {"few": {"folder": "few", "image_size": 16}}}
+    config = write_config(project, **few, experiments=[{"benchmarks": ["few"], "methods": ["wmse-2"]}], parameters={})
+    (spec,) = load_project(config).runs
+    assert (spec.knn_k, spec.w_size, spec.embedding, spec.batch_size) == (2, 8, 4, 8)
 
 
 def test_the_hash_is_that_of_the_images_and_not_of_where_they_lie(project: Path) -> None:

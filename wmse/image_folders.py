@@ -64,7 +64,7 @@ class FolderSet:
     licence: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """An image file: its name relative to the folder, its class ("" for none), "train" or "test", bytes, date (ns)."""
 
@@ -226,7 +226,7 @@ def _walk(base: Path, notes: list[str]) -> Iterator[Entry]:
                 others[suffix or name] += 1
     if others:
         kinds = ", ".join(f"{number} {kind}" for kind, number in others.most_common(5))
-        notes.append(f"{sum(others.values())} files below {base} are no images by their names: {kinds}")
+        notes.append(f"no images by their names below {base}: {sum(others.values())} files ({kinds})")
 
 
 def _split(entries: list[Entry], wanted: FolderSet) -> list[Entry]:

@@ -46,6 +46,8 @@ def own_benchmark(found: Survey, preset: str) -> dict[str, Any]:
         "eval_every": max(1, epochs // 50),
         "eval_every_final": max(1, epochs // 200),
     }
+    if 0 < (labelled := found.count("train")) < book["common"]["knn_k"]:
+        parameters["knn_k"] = labelled
     positives = dict(_positives(like["positives"], parameters["w_size"], budget.get("batch_size"), count))
     return {"parameters": parameters, "positives": positives, "paper": False, "like": basis["like"], "preset": preset}
 

@@ -39,7 +39,7 @@ ALIKE = 3.0  # Grey levels: images are alike if their thumbnails differ by less 
 MOST_PAIRS = 10**10  # Beyond so many pairs of a training and a test image, only equal files are looked for.
 
 
-@dataclass
+@dataclass(slots=True)
 class Seen:
     """What reading an image gave: why it is broken ("" if not), or sums over its pixels; `nbytes` for `ReadAhead`."""
 
