@@ -144,7 +144,7 @@ def _add_services(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--json", action="store_true", help="the full specifications, one a line")
 
     command = add("watch", run_watch, "all runs of the configuration with their progress, while they are computed")
-    _add_config(command)
+    add_config(command)
     command.add_argument("--seconds", type=positive(float), default=2.0, help="between two looks (default: 2)")
     command.add_argument("--once", action="store_true", help="print the table and exit")
 
@@ -263,7 +263,7 @@ def run_list(options: argparse.Namespace, output: Output) -> None:
 def run_watch(options: argparse.Namespace, output: Output) -> None:
     from wmse.watch import watch
 
-    project = _project(options)
+    project = read_project(options)
     with contextlib.suppress(KeyboardInterrupt):  # the way to leave
         watch(project, options.root / project.settings["results"], output, options.seconds, options.once)
 
