@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,17 +27,6 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
-def insert(path: Path, place: str, block: str) -> None:
-    """Put a block of YAML where its first line says: at the end of the file, or of a top-level key of it."""
-    text = path.read_text()
-    if place == "at its end":
-        path.write_text(text + "\n" + block)
-        return
-    found = re.search(rf"^{place.removeprefix('under ')}:\n(?:(?:[ #].*)?\n)*?(?=^\w|\Z)", text, re.MULTILINE)
-    assert found, (path, place)
-    path.write_text(text[: found.end()] + block + text[found.end() :])
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text())
@@ -44,39 +34,49 @@ def test_links_lead_to_files(page: Path) -> None:
     assert missing == []
 
 
-def test_the_worked_examples_of_a_method_an_ablation_and_a_benchmark_run(tmp_path: Path) -> None:
+def test_the_worked_examples_of_plugins_run_outside_the_package(tmp_path: Path) -> None:
     page = ROOT / "docs/extending.md"
-    skip = shutil.ignore_patterns("__pycache__")
-    for name in ("wmse", "workflow", "envs"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=skip)
-    (tmp_path / "config.yaml").write_text(
-        yaml.safe_dump({"preset": "quick", "device": "cpu", "parameters": {"*": {**TINY, "epochs": 2}}})
-    )
-    for block in blocks(page, "python"):
-        path = re.match(r"# (wmse/\S+\.py)\n", block)
-        assert path
-        (tmp_path / path[1]).write_text(block)
-    for block in blocks(page, "yaml"):
-        path = re.match(r"# (wmse/\S+\.yaml), (at its end|under \w+)\n", block)
-        assert path
-        insert(tmp_path / path[1], path[2], block.split("\n", 1)[1])
+    for block in (*blocks(page, "python"), *blocks(page, "yaml")):
+        name = re.match(r"# (\w+\.(?:py|yaml))\n", block)
+        assert name, block
+        (tmp_path / name[1]).write_text(block)
+    settings = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    fast = {"device": "cpu", "channels_last": False, "parameters": {"*": {**TINY, "epochs": 2}}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**settings, **fast}))
     raw = tmp_path / "data/my_images/raw/my_images"
     raw.mkdir(parents=True)
     train, test = make_images(2_000, 0), make_images(400, 1)
     labels = {"train_y": np.arange(2_000) % 4, "test_y": np.arange(400) % 4}
     np.savez(raw / "images.npz", train_x=train.images, test_x=test.images, **labels)
 
-    own = environment(PYTHONPATH=str(tmp_path), **PATIENT)
     (commands,) = blocks(page, "sh")
+    commands = commands.replace("snakemake", f"snakemake --snakefile {ROOT}/workflow/Snakefile")
     done = subprocess.run(
-        ["bash", "-e", "-c", commands], cwd=tmp_path, env=own, capture_output=True, text=True, timeout=600
+        ["bash", "-e", "-c", commands],
+        cwd=tmp_path,
+        env=environment(**PATIENT),
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     tables = (tmp_path / "results/tables.md").read_text()
     for words in ("My images", "Barlow Twins", "Ablation: scale of the crops", "small-crops", "large-crops"):
         assert words in tables
-    trained = {path.parts[-3] for path in (tmp_path / "results/runs").rglob("encoder.safetensors")}
-    assert trained == {"barlow_twins", "wmse-2", "wmse-2@small-crops", "wmse-2@large-crops"}
+    results = {
+        path.parts[-3]: json.loads(path.read_text()) for path in (tmp_path / "results/runs").rglob("result.json")
+    }
+    own = {method: [text.partition(":")[0] for text in result["spec"]["outside"]] for method, result in results.items()}
+    assert own == {
+        "barlow_twins": ["barlow_twins.py", "my_images.py"],
+        "wmse-2": ["my_images.py"],
+        "wmse-2@cutout": ["cutout.py", "my_images.py"],
+        "wmse-2@small-crops": ["my_images.py"],
+        "wmse-2@large-crops": ["my_images.py"],
+        "random": ["my_images.py"],
+    }
+    digest = hashlib.sha256((tmp_path / "barlow_twins.py").read_bytes()).hexdigest()
+    assert results["barlow_twins"]["provenance"]["plugins"]["barlow_twins.py"] == f"sha256:{digest}"
 
 
 def run_blocks(folder: Path, language: str, *texts: str) -> str:

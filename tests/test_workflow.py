@@ -211,6 +211,7 @@ def test_a_bad_configuration_stops_before_any_job_with_one_message(
 
 SETTINGS: dict[str, Any] = {
     "preset": "quick",
+    "plugins": [],
     "data_root": "data sets",
     "device": "cpu",
     "gpu_slots": 1,
@@ -301,6 +302,7 @@ def test_commands_say_all_settings_of_the_machine() -> None:
         "--compile auto "
     )
     assert stage_command("evaluate", {**SETTINGS, "deterministic": True}).endswith(" --deterministic ")
+    assert stage_command("evaluate", {**SETTINGS, "plugins": ["my method.py"]}).endswith(" --plugin 'my method.py' ")
     assert pretrain_flags(1, 8, SETTINGS) == "--checkpoint-seconds 600 --keep-checkpoints 2 "
     several = pretrain_flags(4, 8, {**SETTINGS, "checkpoint_epochs": 3})
     assert several == "--checkpoint-seconds 600 --checkpoint-epochs 3 --keep-checkpoints 2 --no-progress "

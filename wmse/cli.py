@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import wmse
+from wmse.cli_config import add_config, add_plugins, json_object, read_folder, read_project, selected_run
 from wmse.cli_encoder import add_encoder_commands, positive
 from wmse.errors import STOPPED_EXIT, ConfigError, WmseError, explain
 
 if TYPE_CHECKING:
-    from wmse.config import Project, RunSpec
+    from wmse.config import RunSpec
     from wmse.distributed import World
-    from wmse.runs.folder import RunFolder
     from wmse.runtime import Runtime
 
 
@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.log:
             options.log.parent.mkdir(parents=True, exist_ok=True)
+        add_plugins(options.plugin)
         return options.command(options, Output(options.log)) or 0
     except BrokenPipeError:  # the reader of our output has gone, e.g. `wmse runs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -69,6 +70,13 @@ def build_parser() -> argparse.ArgumentParser:
     def add(name: str, function: Callable[..., int | None], text: str, **more: Any) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, **more)
         command.add_argument("--log", type=Path, help="a file that gets every line of output as well")
+        command.add_argument(
+            "--plugin",
+            type=Path,
+            action="append",
+            default=[],
+            help="a file of `plugins` that config.yaml does not name",
+        )
         command.set_defaults(command=function)
         return command
 
@@ -83,6 +91,8 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add("prepare", run_prepare, "download or find a benchmark, verify it, store its prepared form")
     command.add_argument("benchmark")
     _add_data_root(command)
+    add_config(command)
+    command.add_argument("--folders", help="the folders of images as JSON, instead of `datasets` in config.yaml")
     command.add_argument("--no-download", action="store_true", help="use only what lies in the raw folder")
     command.add_argument(
         "--pack", action="store_true", help="copy the JPEG files of a streamed benchmark into one file"
@@ -130,16 +140,16 @@ def _add_services(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("folder", nargs="?", type=Path, default=Path(), help="default: the current folder")
 
     command = add("runs", run_list, "list the runs of the configuration in the current folder")
-    _add_config(command)
+    add_config(command)
     command.add_argument("--json", action="store_true", help="the full specifications, one a line")
 
     command = add("watch", run_watch, "all runs of the configuration with their progress, while they are computed")
-    _add_config(command)
+    add_config(command)
     command.add_argument("--seconds", type=positive(float), default=2.0, help="between two looks (default: 2)")
     command.add_argument("--once", action="store_true", help="print the table and exit")
 
     command = add("estimate", run_estimate, "views, hours and energy of every run, from a short warm-up")
-    _add_config(command)
+    add_config(command)
     _add_data_root(command)
     _add_runtime(command)
     command.add_argument("--watts", type=float, help="the machine's power, instead of measuring it")
@@ -166,7 +176,7 @@ def _add_services(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_run(command: argparse.ArgumentParser) -> None:
     command.add_argument("run", nargs="?", help="a run of the configuration, e.g. cifar10/wmse-4/seed0")
-    _add_config(command)
+    add_config(command)
     command.add_argument("--spec", help="the run's specification as JSON, instead of a name")
     command.add_argument("--out", type=Path, help="the run's directory (default: results/runs/RUN)")
     _add_data_root(command)
@@ -211,11 +221,6 @@ def _add_data_root(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data-root", type=Path, default=Path("data"), help="folder of the data sets")
 
 
-def _add_config(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--root", type=Path, default=Path(), help="the folder with config.yaml")
-    command.add_argument("--preset", help="instead of the preset in config.yaml")
-
-
 def _add_runtime(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     command.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
@@ -231,10 +236,12 @@ def _add_runtime(command: argparse.ArgumentParser) -> None:
 
 
 def run_prepare(options: argparse.Namespace, output: Output) -> None:
+    from wmse.config import of_package
     from wmse.datasets import prepare
 
-    download = not options.no_download
-    data = prepare(options.benchmark, options.data_root, download=download, pack=options.pack, log=output)
+    found = None if of_package(options.benchmark) else read_folder(options, output)
+    ways = {"download": not options.no_download, "pack": options.pack, "log": output, "folder": found}
+    data = prepare(options.benchmark, options.data_root, **ways)
     output(f"{options.benchmark}: ready in {data.folder}, {data.digest}")
 
 
@@ -246,20 +253,27 @@ def run_init(options: argparse.Namespace, output: Output) -> None:
 
 
 def run_list(options: argparse.Namespace, output: Output) -> None:
-    for spec in _project(options).runs:
+    project = read_project(options)
+    for line in project.describe_folders():
+        output(line, file=sys.stderr)
+    for spec in project.runs:
         output(json.dumps(spec.to_dict()) if options.json else spec.run)
 
 
 def run_watch(options: argparse.Namespace, output: Output) -> None:
     from wmse.watch import watch
 
-    project = _project(options)
+    project = read_project(options)
     with contextlib.suppress(KeyboardInterrupt):  # the way to leave
         watch(project, options.root / project.settings["results"], output, options.seconds, options.once)
 
 
 def run_estimate(options: argparse.Namespace, output: Output) -> None:
-    project = _project(options)
+    project = read_project(options)
+    if project.folders:
+        from wmse.datasets import plan_folders
+
+        plan_folders(project.folders.values(), options.data_root)
     if options.memory:
         from wmse.estimate.memory import memory_report
 
@@ -307,7 +321,7 @@ def run_estimate(options: argparse.Namespace, output: Output) -> None:
 
 
 def run_pretrain(options: argparse.Namespace, output: Output) -> int:
-    spec, folder, preset = _selected_run(options)
+    spec, folder, preset = selected_run(options)
     if not spec.trained:
         raise ConfigError(f"{spec.run}: the baseline '{spec.method}' has nothing to train; use `wmse evaluate`")
     spec.check_processes(options.processes, options.nodes)
@@ -327,13 +341,14 @@ def run_pretrain(options: argparse.Namespace, output: Output) -> int:
         speaks = world.rank == 0
         job = Job(
             spec,
-            load(spec.benchmark, options.data_root),
+            load(spec.benchmark, options.data_root, digest=spec.digest_of(spec.benchmark)),
             folder,
             _runtime(options, spec, output, world),
             preset,
             CheckpointPolicy(options.checkpoint_seconds, options.checkpoint_epochs, options.keep_checkpoints),
             log=output if speaks else lambda line: None,
             progress_bar=None if speaks and not options.no_progress else False,
+            evaluated=load(spec.probed, options.data_root, digest=spec.digest_of(spec.probed)),
         )
         try:
             pretrain(job)
@@ -344,14 +359,16 @@ def run_pretrain(options: argparse.Namespace, output: Output) -> int:
 
 
 def run_evaluate(options: argparse.Namespace, output: Output) -> None:
-    spec, folder, preset = _selected_run(options)
+    spec, folder, preset = selected_run(options)
     from wmse.datasets import load
     from wmse.runs.evaluate import evaluate
     from wmse.runs.job import Job
 
-    data = load(spec.benchmark, options.data_root)
+    data, evaluated = (
+        load(name, options.data_root, digest=spec.digest_of(name)) for name in (spec.benchmark, spec.probed)
+    )
     runtime = _runtime(options, spec, output)
-    evaluate(Job(spec, data, folder, runtime, preset, log=output))
+    evaluate(Job(spec, data, folder, runtime, preset, log=output, evaluated=evaluated))
 
 
 def run_report(options: argparse.Namespace, output: Output) -> None:
@@ -364,7 +381,7 @@ def run_report(options: argparse.Namespace, output: Output) -> None:
 def run_dag(options: argparse.Namespace, output: Output) -> None:
     from wmse.report import write_dag
 
-    write_dag(sys.stdin.buffer.read().decode("utf-8", "replace"), _json_object("--jobs", options.jobs), options.out)
+    write_dag(sys.stdin.buffer.read().decode("utf-8", "replace"), json_object("--jobs", options.jobs), options.out)
 
 
 def run_selfcheck(options: argparse.Namespace, output: Output) -> None:
@@ -387,42 +404,6 @@ def run_verify(options: argparse.Namespace, output: Output) -> None:
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------
-
-
-def _project(options: argparse.Namespace) -> Project:
-    from wmse.config import load_project, read_yaml
-
-    config = read_yaml(options.root / "config.yaml")
-    return load_project({**config, "preset": options.preset} if options.preset else config)
-
-
-def _selected_run(options: argparse.Namespace) -> tuple[RunSpec, RunFolder, str]:
-    """The specification, the folder and the preset that the arguments name."""
-    from wmse.config import RunSpec
-    from wmse.runs.folder import RunFolder
-
-    if bool(options.run) == bool(options.spec):
-        raise ConfigError("name a run of the configuration (`wmse runs` lists them), or give --spec, but not both")
-    if options.run:
-        project = _project(options)
-        spec = project.find(options.run)
-        preset = project.settings["preset"]
-        results = options.root / project.settings["results"]
-    else:
-        spec = RunSpec.from_dict(_json_object("--spec", options.spec))
-        preset = options.preset or ""
-        results = Path("results")
-    return spec, RunFolder(options.out) if options.out else RunFolder.of(results, spec.run), preset
-
-
-def _json_object(option: str, text: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{option}: not valid JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{option}: must be a JSON object")
-    return content
 
 
 def _runtime(options: argparse.Namespace, spec: RunSpec, say: Callable[[str], None], *world: World) -> Runtime:

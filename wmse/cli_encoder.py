@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wmse.cli_config import read_project
+
 if TYPE_CHECKING:
     from wmse.pretrained import Pretrained
     from wmse.runtime import Runtime
@@ -119,11 +121,9 @@ def _open(options: argparse.Namespace) -> Pretrained:
 
     path = Path(options.run)
     if not path.exists() and (options.root / "config.yaml").exists():
-        from wmse.config import load_project, read_yaml
         from wmse.runs.folder import RunFolder
 
-        config = read_yaml(options.root / "config.yaml")
-        project = load_project({**config, "preset": options.preset} if options.preset else config)
+        project = read_project(options)
         path = RunFolder.of(options.root / project.settings["results"], project.find(options.run).run).path
     return open_run(path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -56,14 +57,27 @@ def raw_pixels(images: ArrayImages | FileImages) -> Tensor:
     return torch.cat([batch.flatten(1) for batch in images.plain()])
 
 
+def open_probe(job: Job) -> list[tuple[ArrayImages | FileImages, Tensor]]:
+    """The images that the encoder is evaluated on, training and test, with their labels; none if they have no labels.
+
+    Those of another benchmark are normalised as the images of the pretraining, which the encoder knows.
+    """
+    spec, device = job.spec, job.runtime.device
+    known, source = SOURCES[spec.benchmark], SOURCES[spec.probed]
+    if not source.labelled:
+        return []
+    source = replace(source, mean=known.mean, std=known.std)
+    splits = [job.probe[name] for name in ("train", "test")]
+    return [(open_images(split, source, spec, device), torch.from_numpy(split.labels).to(device)) for split in splits]
+
+
 def run_features(job: Job) -> tuple[Tensor, Tensor]:
     """Features of the probe's training and test images: (n, f) and (m, f), float32; of trained runs by their encoder.
 
     Raises CheckpointError if the encoder in the run's folder cannot be used.
     """
     spec, runtime = job.spec, job.runtime
-    source = SOURCES[spec.benchmark]
-    train, test = (open_images(job.data[name], source, spec, runtime.device) for name in ("train", "test"))
+    (train, _), (test, _) = open_probe(job)
     with closing(train), closing(test):
         if spec.method == "pixels":
             return raw_pixels(train), raw_pixels(test)
@@ -85,7 +99,7 @@ def map_features(job: Job, test: Tensor) -> dict[str, str] | None:
         return None
     some = torch.randperm(len(test), generator=stream(job.spec.seed, "map"))[:MOST_POINTS].sort().values
     points, shares = principal_plane(test[some.to(test.device)])
-    labels = job.data["test"].labels[some.numpy()].tolist()
+    labels = job.probe["test"].labels[some.numpy()].tolist()
     lines = (f"{label} {x:.4g} {y:.4g}" for label, (x, y) in zip(labels, points.tolist(), strict=True))
     return {"shares": " ".join(f"{share:.3f}" for share in shares.tolist()), "points": "\n".join(lines)}
 
@@ -93,14 +107,16 @@ def map_features(job: Job, test: Tensor) -> dict[str, str] | None:
 def probe_features(job: Job, train: Tensor, test: Tensor) -> dict[str, float | None]:
     """Accuracies in percent of features (n, f) and (m, f); `linear_top5` is None for fewer than six classes."""
     spec = job.spec
-    train_labels, test_labels = (torch.from_numpy(job.data[name].labels).to(train.device) for name in ("train", "test"))
+    train_labels, test_labels = (
+        torch.from_numpy(job.probe[name].labels).to(train.device) for name in ("train", "test")
+    )
     knn = knn_accuracy(train, train_labels, test, test_labels, spec.knn_k)
     linear = linear_accuracy(
         train,
         train_labels,
         test,
         test_labels,
-        num_classes=SOURCES[spec.benchmark].num_classes,
+        num_classes=SOURCES[spec.probed].num_classes,
         generator=stream(spec.seed, "probe"),
         epochs=spec.probe_epochs,
         batch_size=spec.probe_batch_size,

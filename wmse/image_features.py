@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wmse.datasets.decode import decode_any
 from wmse.datasets.download import progress_bar
 from wmse.encoder import Encoder, Preprocessing
 from wmse.errors import ConfigError, DataError, TrainingError
@@ -111,7 +112,7 @@ class _Work:
 
     def __call__(self, name: str) -> Tensor | _Unreadable:
         try:
-            return self.preprocessing(decode(self.folder / name)[None])
+            return self.preprocessing(decode(self.folder / name, decode_any)[None])
         except (DataError, ValueError) as error:
             return _Unreadable(str(error))
 

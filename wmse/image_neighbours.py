@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from wmse.datasets.decode import decode_any
 from wmse.errors import DataError
 from wmse.files import atomic_path
 from wmse.image_features import write_folder_features
@@ -93,7 +94,7 @@ def _sheet(
     run: Pretrained, folder: Path, names: list[str], rows: list[int], table: list[tuple[str, int, str, float]]
 ) -> bytes:
     def tile(name: str, text: str) -> Tile:
-        pixels = resize_center_crop(decode(folder / name)[None], SIDE, SIDE)[0]
+        pixels = resize_center_crop(decode(folder / name, decode_any)[None], SIDE, SIDE)[0]
         return Tile(pixels.byte().permute(1, 2, 0).numpy(), f"{name}\n{text}")
 
     sheet = [

@@ -7,7 +7,7 @@ the CPU) and `FileImages` (folders of JPEGs of any size, decoded by threads whil
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
@@ -56,7 +56,7 @@ def open_images(
     """
     recipe = view_recipe(spec, source)
     if source.streamed:
-        return FileImages(split.files, recipe, spec.eval_resize, device)
+        return FileImages(split.files, recipe, spec.eval_resize, device, read=source.decode)
     return ArrayImages(split.images, recipe, spec.eval_resize, device, replayed)
 
 
@@ -111,7 +111,10 @@ class ArrayImages:
 
 
 class FileImages:
-    """JPEG files of any size: decoded by threads ahead of the training, augmented in batches on the device."""
+    """Image files of any size: decoded by threads ahead of the training, augmented in batches on the device.
+
+    `read` makes uint8 (h, w, 3) of a file's content and its name.
+    """
 
     def __init__(
         self,
@@ -120,8 +123,9 @@ class FileImages:
         eval_resize: int,
         device: torch.device,
         threads: int | None = None,
+        read: Callable[[bytes, str], np.ndarray] = decode_image,
     ) -> None:
-        self.files, self.recipe, self.device = files, recipe, device
+        self.files, self.recipe, self.device, self.read = files, recipe, device, read
         self.resize = eval_resize or recipe.size
         self.threads = threads or max(torch.get_num_threads(), 1)
         self.pool = ThreadPoolExecutor(self.threads)
@@ -169,7 +173,7 @@ class FileImages:
                 yield torch.cat(images).to(self.device, non_blocking=True)
 
     def _decode(self, i: int) -> Tensor:
-        return decode(self.files[i])
+        return decode(self.files[i], self.read)
 
     def _plain_one(self, i: int) -> Tensor:
         pixels = resize_center_crop(self._decode(i)[None], self.resize, self.recipe.size)
@@ -195,10 +199,10 @@ def _pad(images: list[Tensor]) -> Tensor:
     return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
 
-def decode(file: ImageFile) -> Tensor:
+def decode(file: ImageFile, read: Callable[[bytes, str], np.ndarray] = decode_image) -> Tensor:
     """An image file as uint8 (3, h, w), RGB; DataError names a file that is gone, broken or far too large."""
     try:
         content = file.read_bytes()
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}: restore it from the original archive") from error
-    return torch.from_numpy(decode_image(content, str(file))).permute(2, 0, 1)
+    return torch.from_numpy(read(content, str(file))).permute(2, 0, 1)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import wmse
+from wmse.config import plugins
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "snakemake")
 
@@ -48,6 +49,7 @@ def provenance(runtime: dict[str, Any]) -> dict[str, Any]:
         },
         "hardware": hardware(runtime),
         "runtime": runtime,
+        **({"plugins": sources} if (sources := {p.name: f"sha256:{p.digest}" for p in plugins().values()}) else {}),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -5,15 +5,19 @@ Plain functions of the settings; what belongs to Snakemake stays in workflow/rul
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
+from wmse.config import Project
 from wmse.errors import ConfigError, WmseError
+from wmse.image_folders import Survey
 from wmse.locks import lock_holder, take_lock
 
 TEMPLATE = Path(__file__).parent / "template"  # Links to config.yaml and workflow/ of the source; copies in a wheel.
@@ -65,13 +69,17 @@ def forget_killed_run(results: str, warn: Callable[[str], None], folder: Path = 
 # --- containers -------------------------------------------------------------------------------------------------------
 
 
-def outside_folders(project: Path, results: str, data_root: str, benchmarks: Iterable[str]) -> list[tuple[str, str]]:
+def outside_folders(
+    project: Path, results: str, data_root: str, benchmarks: Iterable[str], folders: Iterable[str] = ()
+) -> list[tuple[str, str]]:
     """What a container must see besides the working folder, as (source, place): where data, results and rules lie.
+
+    `folders` are those of somebody's own images and plugins.
 
     A symbolic link into another place is visible inside only together with its target.
     """
     data = Path(data_root)
-    named = [project, Path(results), data]
+    named = [project, Path(results), data, *map(Path, folders)]
     for benchmark in benchmarks:
         folder = data / benchmark
         named += [folder, folder / "raw", folder / "prepared"]
@@ -160,9 +168,36 @@ def stage_command(stage: str, settings: Mapping[str, Any]) -> str:
     `exec`, because a batch system signals and awaits its job's children: a shell between would die and orphan the run.
     """
     words = _options(settings, "data_root", "preset", "device", "gpu_slots", "channels_last", "compile")
+    words += plugin_options(settings)
     if settings["deterministic"]:
         words.append("--deterministic")
     return shlex.join(["exec", "wmse", stage, *words]) + " "
+
+
+def prepare_command(project: Project) -> str:
+    """The start of the command that prepares a data set, whose braces are escaped as Snakemake wants it."""
+    settings = project.settings
+    words = ["exec", "wmse", "prepare", *_options(settings, "data_root"), *plugin_options(settings)]
+    words += [] if settings["download"] else ["--no-download"]
+    if project.folders:
+        words += ["--folders", json.dumps({name: asdict(found.wanted) for name, found in project.folders.items()})]
+    return shlex.join(words).replace("{", "{{").replace("}", "}}") + " "
+
+
+def touched_folders(folders: Iterable[Survey], data_root: str) -> Iterator[str]:
+    """A line for every folder of images that holds what was prepared, but with other dates."""
+    for found in folders:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            own = json.loads((Path(data_root) / found.name / "prepared/manifest.json").read_text(encoding="utf-8"))[
+                "own"
+            ]
+            if own["digest"] == found.digest and own["state"] != found.state:
+                yield f"{found.name}: dates of files have changed: `wmse prepare {found.name}` reads the images again"
+
+
+def plugin_options(settings: Mapping[str, Any]) -> list[str]:
+    """What a command must be told about plugins."""
+    return [word for path in settings["plugins"] or () for word in ("--plugin", path)]
 
 
 def pretrain_flags(jobs: int, cores: int, settings: Mapping[str, Any]) -> str:
@@ -185,5 +220,6 @@ def _options(settings: Mapping[str, Any], *keys: str) -> list[str]:
 def rule_graph_config(config: Mapping[str, Any], preset: str) -> list[str]:
     """`--config` of a second Snakemake that is to see the same rules: what decides which there are, and their files."""
     keys = ["preset", "results", "data_root", "experiments", "benchmarks", "methods", "seeds", "parameters", "variants"]
+    keys += ["datasets", "plugins"]
     given = {**config, "preset": preset}
     return [f"{key}={json.dumps(given[key])}" for key in keys if key in given]

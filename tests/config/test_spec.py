@@ -54,7 +54,7 @@ def test_the_committed_results_are_runs_of_their_preset() -> None:
 def test_every_parameter_says_what_it_means_and_numbers_have_bounds() -> None:
     for name, field in FIELDS.items():
         assert field.metadata["meaning"], name
-        number = field.type.startswith(("int", "float", "tuple"))
+        number = field.type.startswith(("int", "float", "tuple[int", "tuple[float"))
         assert (field.metadata["low"] is not None) == number, name
 
 

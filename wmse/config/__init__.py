@@ -5,6 +5,8 @@ a seed; everything that decides its result is in its `RunSpec`, and nothing else
 fast it goes (device, threads, memory format) are no part of it, so results stay valid across machines.
 """
 
+from wmse.config.own import describe_recipe
+from wmse.config.plugins import add_plugin, owner, plugins
 from wmse.config.project import Project, load_project, make_label, make_spec, paper_differences
 from wmse.config.recipes import (
     baselines,
@@ -12,6 +14,7 @@ from wmse.config.recipes import (
     experiments,
     in_paper,
     method_class,
+    of_package,
     paper_parameters,
     paper_table,
     paper_variants,
@@ -20,6 +23,6 @@ from wmse.config.recipes import (
     title_of,
     trained_methods,
 )
-from wmse.config.spec import IDENTITY, SPEC_VERSION, RunSpec
+from wmse.config.spec import DIGITS, IDENTITY, SPEC_VERSION, RunSpec
 from wmse.config.yaml_io import read_yaml
 from wmse.errors import shorten, show, unknown

@@ -8,10 +8,14 @@ import os
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from wmse.config.own import describe_recipe, own_benchmark
+from wmse.config.plugins import add_plugin, digests_of, plugins
 from wmse.config.recipes import (
     FOLDER,
+    add_benchmark,
     baselines,
     benchmarks,
     experiments,
@@ -19,10 +23,12 @@ from wmse.config.recipes import (
     paper_parameters,
     paper_variants,
     parse_label,
+    recipes,
 )
-from wmse.config.spec import FIELDS, IDENTITY, RunSpec
+from wmse.config.spec import DIGITS, FIELDS, IDENTITY, RunSpec
 from wmse.config.yaml_io import count_values, plain_values, read_yaml, validate
-from wmse.errors import ConfigError, show, unknown
+from wmse.errors import ConfigError, DataError, show, unknown
+from wmse.image_folders import Survey, folder_set, survey
 
 
 def make_label(label: str) -> str:
@@ -31,18 +37,24 @@ def make_label(label: str) -> str:
     return RunSpec("", method, d, variant).label
 
 
-def make_spec(cell: str, seed: int, overrides: Sequence[Mapping[str, Any]] = ()) -> RunSpec:
+def make_spec(
+    cell: str, seed: int, overrides: Sequence[Mapping[str, Any]] = (), digests: Mapping[str, str] | None = None
+) -> RunSpec:
     """The run of a cell: the paper's recipe with `overrides` applied in order.
+
+    `digests` are those of folders of one's own, by name.
 
     Raises ConfigError: naming the cell and the key.
     """
     benchmark, _, label = cell.partition("/")
     method, d, variant = parse_label(label)
     for key in (key for override in overrides for key in override):
-        if key in IDENTITY:
+        if key in (*IDENTITY, "outside"):
             raise ConfigError(f"{cell}: '{key}' cannot be overridden: it is part of the run's name")
     values = paper_parameters(benchmark, method, d, variant, overrides)
-    spec = RunSpec.from_dict({**values, "seed": seed})
+    used = {name: digest for name, digest in (digests or {}).items() if name in (benchmark, values.get("evaluate_on"))}
+    outside = [f"{name}:{digest[:DIGITS]}" for name, digest in sorted((used | digests_of(values)).items())]
+    spec = RunSpec.from_dict({**values, "seed": seed, "outside": outside})
     if method in baselines():
         decides = {name for name, field in FIELDS.items() if method in field.metadata["baselines"]}
         kept = {key: value for key, value in spec.to_dict().items() if key in decides or key in IDENTITY}
@@ -72,10 +84,21 @@ class Project:
     Attributes:
         settings: every top-level key with its value (preset and config.yaml merged).
         runs: the specifications, in the order of the experiments.
+        folders: what the data sets of one's own hold, by name.
     """
 
     settings: dict[str, Any]
     runs: tuple[RunSpec, ...]
+    folders: Mapping[str, Survey]
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """Every data set that a run needs, sorted."""
+        return sorted({name for spec in self.runs for name in (spec.benchmark, spec.probed)})
+
+    def describe_folders(self) -> list[str]:
+        """What was found in the data sets of one's own and derived from that, in lines for people."""
+        return [line for found in self.folders.values() for line in describe_recipe(found)]
 
     def processes(self, spec: RunSpec) -> int:
         """How many processes share the training of a run."""
@@ -99,8 +122,8 @@ class Project:
         raise ConfigError(unknown("run", run, (spec.name for spec in self.runs)))
 
 
-def load_project(config: Mapping[str, Any]) -> Project:
-    """Resolve a configuration: the content of config.yaml, or that merged with what Snakemake was given.
+def load_project(config: Mapping[str, Any], root: Path = Path()) -> Project:
+    """Resolve a configuration: the content of config.yaml in `root`, or that merged with what Snakemake was given.
 
     Raises ConfigError: one message that names the key and what is allowed.
     """
@@ -118,20 +141,38 @@ def load_project(config: Mapping[str, Any]) -> Project:
     settings["variants"] = {**_mapping(preset, "variants"), **_mapping(config, "variants")}
     schema = read_yaml(FOLDER / "config.schema.yaml")
     validate(settings, schema)
+    plugins()  # those of installed packages
+    for path in settings.get("plugins") or ():
+        add_plugin(root / path)
     for key, value in schema["properties"].items():
         settings.setdefault(key, value.get("default"))
     for key in ("data_root", "results"):
         _check_path(key, settings[key])
+    folders = survey_folders(settings, root)
     # The preset's patterns come first, so that the user's have the last word.
     patterns = [*_mapping(preset, "parameters").items(), *_mapping(config, "parameters").items()]
     for key in ("processes", "nodes"):
         for pattern in settings[key] if isinstance(settings[key], dict) else ():
             _check_pattern(key, pattern)
-    project = Project(settings, tuple(_runs(settings, patterns)))
+    digests = {name: found.digest for name, found in folders.items()}
+    runs = _runs(settings, patterns, len(_mapping(preset, "parameters")), digests)
+    project = Project(settings, tuple(runs), folders)
     for spec in project.runs:
         if spec.trained:
             spec.check_processes(project.processes(spec), project.nodes(spec))
     return project
+
+
+def survey_folders(settings: Mapping[str, Any], root: Path) -> dict[str, Survey]:
+    """What the data sets of one's own hold, whose recipes are known from then on. Raises ConfigError."""
+    try:
+        blocks = _mapping(settings, "datasets")
+        folders = {name: survey(name, folder_set(name, block, root)) for name, block in blocks.items()}
+    except DataError as error:
+        raise ConfigError(f"key 'datasets': {error}") from None
+    for name, found in folders.items():
+        add_benchmark(name, own_benchmark(found, settings["preset"]))
+    return folders
 
 
 def _check_path(key: str, path: str) -> None:
@@ -151,7 +192,13 @@ def _mapping(config: Mapping[str, Any], key: str) -> dict[str, Any]:
     return value or {}
 
 
-def _runs(settings: Mapping[str, Any], patterns: Sequence[tuple[str, Mapping[str, Any]]]) -> list[RunSpec]:
+def _runs(
+    settings: Mapping[str, Any],
+    patterns: Sequence[tuple[str, Mapping[str, Any]]],
+    presets: int,
+    digests: Mapping[str, str],
+) -> list[RunSpec]:
+    """The runs; the first `presets` patterns are the preset's, which folders' recipes have taken into account."""
     cells = _selected_cells(settings)
     for pattern, _ in patterns:
         _check_pattern("parameters", pattern)
@@ -162,8 +209,10 @@ def _runs(settings: Mapping[str, Any], patterns: Sequence[tuple[str, Mapping[str
         variant = parse_label(cell.partition("/")[2])[2]
         if variant and variant not in known:
             raise ConfigError(f"{cell}: {unknown('variant', variant, known)}")
-        overrides = [block for pattern, block in patterns if fnmatch.fnmatchcase(cell, pattern)]
-        runs += [make_spec(cell, seed, [*overrides, variants.get(variant, {})]) for seed in seeds]
+        budgeted = "preset" in recipes()["benchmarks"][cell.partition("/")[0]]
+        mine = patterns[presets:] if budgeted else patterns
+        overrides = [block for pattern, block in mine if fnmatch.fnmatchcase(cell, pattern)]
+        runs += [make_spec(cell, seed, [*overrides, variants.get(variant, {})], digests) for seed in seeds]
     return runs
 
 

@@ -15,6 +15,8 @@ from wmse.errors import ConfigError, show, unknown
 FOLDER = Path(__file__).parent
 LARGEST = 2**31 - 1  # No number may be larger: this is far above what can be computed, and far below what overflows.
 VIEWS_PER_STEP = 1024  # The paper has this many, d * N, for d = 2 and for d = 4.
+AUGMENTATIONS: dict[str, dict[str, Any]] = {}  # Those of plugins; the package's own are parameters.
+MOST_VIEWS = 64  # The most positives of an image.
 
 
 @functools.cache
@@ -73,6 +75,11 @@ def method_class(method: str) -> str:
     return recipes()["methods"][method]["class"]
 
 
+def augmentations() -> tuple[str, ...]:
+    """The augmentations of plugins."""
+    return tuple(AUGMENTATIONS)
+
+
 def loss_over(method: str) -> str | None:
     """What the loss of a method is a mean over, as recipes.yaml has it; None if it does not say."""
     return recipes()["methods"][method].get("loss_over")
@@ -80,7 +87,33 @@ def loss_over(method: str) -> str | None:
 
 def in_paper(benchmark: str) -> bool:
     """Whether the paper has runs on this benchmark, whose recipe ours may differ from."""
-    return recipes()["benchmarks"][benchmark].get("paper", True)
+    return recipes()["benchmarks"].get(benchmark, {"paper": False}).get("paper", True)
+
+
+def add_benchmark(name: str, block: Mapping[str, Any]) -> None:
+    """Know a folder's derived recipe, which is `like` another one. ConfigError if recipes.yaml has one of that name."""
+    if of_package(name):
+        raise ConfigError(f"key 'datasets': '{name}' is a benchmark of this package: take another name")
+    recipes()["benchmarks"][name] = block
+
+
+def resolve_benchmark(name: str, block: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of a plugin's benchmark: that of the one it is `like`, with its own `parameters`."""
+    like = recipes()["benchmarks"].get(block["like"])
+    if like is None:
+        raise ConfigError(f"BENCHMARKS: '{name}': like: {unknown('benchmark', str(block['like']), benchmarks())}")
+    parameters = {**like["parameters"], **block.get("parameters", {})}
+    return {**like, "paper": False, **block, "parameters": parameters}
+
+
+def of_package(benchmark: str) -> bool:
+    """Whether a benchmark is one of recipes.yaml, not a folder of one's own and not of a plugin."""
+    return "like" not in recipes()["benchmarks"].get(benchmark, {"like": ""})
+
+
+def views_like_the_paper(d: int, w_size: int) -> dict[str, int]:
+    """The batch for d views where the paper has no recipe: a step gets about as many views as with 2 or 4."""
+    return {"batch_size": max(VIEWS_PER_STEP // d // w_size, 1) * w_size, "w_iter": 1}
 
 
 def paper_table(benchmark: str) -> int:
@@ -102,8 +135,8 @@ def parse_label(label: str) -> tuple[str, int, str]:
         if dash:
             raise ConfigError(f"method '{label}': the baseline '{method}' takes no number of positives")
         return method, 1, variant
-    if dash and not (re.fullmatch(r"[0-9]{1,2}", number) and 2 <= int(number) <= 64):
-        raise ConfigError(f"method {show(label)}: the number of positives must be an integer from 2 to 64")
+    if dash and not (re.fullmatch(r"[0-9]{1,2}", number) and 2 <= int(number) <= MOST_VIEWS):
+        raise ConfigError(f"method {show(label)}: the number of positives must be an integer from 2 to {MOST_VIEWS}")
     return method, int(number) if dash else 2, variant
 
 
@@ -120,10 +153,7 @@ def paper_parameters(
     recipe = book["benchmarks"][benchmark]
     changes = {**book["methods"], **book["baselines"]}[method]
     parameters = {**book["common"], **recipe["parameters"]}
-    w_size = parameters["w_size"]
-    # Where the paper has no recipe for d views, a step gets about as many views as with 2 or 4.
-    like_the_paper = {"batch_size": max(VIEWS_PER_STEP // d // w_size, 1) * w_size, "w_iter": 1}
-    parameters |= recipe["positives"].get(d, like_the_paper)
+    parameters |= recipe["positives"].get(d) or views_like_the_paper(d, parameters["w_size"])
     parameters |= changes.get("parameters", {})
     parameters |= changes.get("benchmarks", {}).get(benchmark, {})
     relative = {}

@@ -8,15 +8,17 @@ import hashlib
 import json
 import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass
 from typing import Any
 
-from wmse.config.recipes import LARGEST, baselines, benchmarks, loss_over, trained_methods
+from wmse.config.plugins import plugins
+from wmse.config.recipes import LARGEST, MOST_VIEWS, augmentations, baselines, benchmarks, loss_over, trained_methods
 from wmse.errors import ConfigError, shorten, show, unknown
 
 SPEC_VERSION = 1  # It is part of every hash: raise it when a default or the meaning of a parameter changes.
 VARIANT = re.compile(r"[a-z0-9][a-z0-9.-]{0,99}", re.ASCII)  # The name of a variant is part of a folder's name.
+DIGITS = 16  # Of a digest in `outside`.
 EVERY = ("random", "pixels")  # Baselines whose result depends on how an evaluation is done.
 
 
@@ -26,7 +28,7 @@ def param(
     *,
     low: float | None = None,
     high: float | None = None,
-    choices: tuple[str, ...] = (),
+    choices: tuple[str, ...] | Callable[[], tuple[str, ...]] = (),
     identity: bool = False,
     costs: bool = True,
     recipe: bool = True,
@@ -37,7 +39,7 @@ def param(
     Args:
         default: MISSING if there is none.
         low, high: inclusive bounds of a number, or of every number in a list; without `high` it is `LARGEST`.
-        choices: the allowed values of a string.
+        choices: the allowed values of a string, or what gives them where they become more.
         identity: it is part of the run's name, and cannot be overridden.
         costs: it may change what a step of the training costs. A new parameter does until it is known not to.
         recipe: it belongs to the method, so that changing it departs from the paper; not how often a run is looked at,
@@ -64,11 +66,14 @@ def param(
 class RunSpec:
     """Everything that decides the result of one run."""
 
-    benchmark: str = param(MISSING, "name of the data set", choices=benchmarks(), identity=True, costs=False)
+    benchmark: str = param(MISSING, "name of the data set", choices=benchmarks, identity=True, costs=False)
     method: str = param(
-        MISSING, "of training, or a baseline", choices=(*trained_methods(), *baselines()), identity=True
+        MISSING,
+        "of training, or a baseline",
+        choices=lambda: (*trained_methods(), *baselines()),
+        identity=True,
     )
-    d: int = param(2, "number of positives, that is views of an image", low=1, high=64, identity=True)
+    d: int = param(2, "number of positives, that is views of an image", low=1, high=MOST_VIEWS, identity=True)
     variant: str = param("", "of the method, in an ablation", identity=True, costs=False)
     seed: int = param(0, "of every random number", low=0, identity=True, costs=False)
     # training
@@ -122,6 +127,7 @@ class RunSpec:
     blur_p: float = param(0.0, "probability of a Gaussian blur", low=0, high=1)
     blur_sigma: tuple[float, float] = param((0.1, 2.0), "smallest and largest width of the blur", low=0, high=64)
     crop_first: bool = param(False, "crop and flip before the colours change (true) or after that")
+    augmentation: str = param("", "of a plugin, which every view goes through at last", choices=augmentations)
     # evaluation
     eval_resize: int = param(
         0,
@@ -140,6 +146,15 @@ class RunSpec:
     )
     probe_weight_decay: float = param(5e-6, "of the linear probe", low=0, costs=False, baselines=EVERY)
     knn_k: int = param(5, "neighbours that vote", low=1, costs=False, baselines=EVERY)
+    evaluate_on: str = param("", "benchmark of the evaluation; empty: its own", costs=False, baselines=EVERY)
+    # what is not of this package
+    outside: tuple[str, ...] = param(
+        (),
+        "NAME:SHA256 of every data set and source file of one's own that the run uses; follows from them",
+        costs=False,
+        recipe=False,
+        baselines=EVERY,
+    )
 
     @property
     def label(self) -> str:
@@ -198,6 +213,21 @@ class RunSpec:
                 f"{_divisors(processes)}"
             )
 
+    @property
+    def probed(self) -> str:
+        """The benchmark that the run is evaluated on."""
+        return self.evaluate_on or self.benchmark
+
+    def digest_of(self, name: str) -> str | None:
+        """The digest of a data set or source file of one's own; None for what belongs to this package."""
+        return dict(text.rsplit(":", 1) for text in self.outside if ":" in text).get(name)
+
+    @property
+    def data_key(self) -> str:
+        """Tells the data of runs apart: the benchmark, and of a folder of one's own also its digest."""
+        digest = self.digest_of(self.benchmark)
+        return f"{self.benchmark}:{digest}" if digest else self.benchmark
+
     @functools.cached_property
     def hash(self) -> str:
         """SHA-256 of `compact` and the version of its meaning, in hexadecimal."""
@@ -247,6 +277,7 @@ class RunSpec:
 
         Raises ConfigError: naming cell, key and allowed values.
         """
+        plugins()  # whose methods are possible, too
         where = shorten(f"{values.get('benchmark', '?')!s:.100}/{values.get('method', '?')!s:.100}")
         for key in values:
             if key not in FIELDS:
@@ -259,7 +290,8 @@ class RunSpec:
         if runnable:
             for key, value in values.items():
                 choices = FIELDS[key].metadata["choices"]
-                if choices and value not in choices:
+                choices = choices() if callable(choices) else choices
+                if choices and value not in (*choices, FIELDS[key].default) and spec.digest_of(value) is None:
                     raise ConfigError(f"{where}: {key}: {unknown('value', value, choices)}")
             for problem in _problems(spec):
                 raise ConfigError(f"{shorten(spec.cell)}: {problem}")
@@ -312,6 +344,11 @@ def _problems(spec: RunSpec) -> Iterator[str]:
         yield f"probe_lr must be above 0, got {list(spec.probe_lr)}"
     if 0 < spec.eval_resize < spec.view_size:
         yield f"eval_resize ({spec.eval_resize}) must be 0 or at least view_size ({spec.view_size})"
+    if spec.probed not in benchmarks() and spec.digest_of(spec.probed) is None:
+        yield f"evaluate_on: {unknown('benchmark', spec.probed, benchmarks())}"
+    for plugin in plugins().values():
+        if (spec.digest_of(plugin.name) or plugin.digest)[:DIGITS] != plugin.digest[:DIGITS]:
+            yield f"{plugin.file} is not what the run was planned with: its source has changed"
     if spec.trained:
         yield from _training_problems(spec)
 

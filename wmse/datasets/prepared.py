@@ -6,6 +6,7 @@
                                      train-paths.txt     instead of the images of a streamed benchmark,
                                      train-pack.pack     and if they are packed, the JPEG files themselves (pack.py)
                                      train-index.npy     int64 (n + 1,), where they begin and end there
+                                     folder-DIGEST.json  of a folder of one's own: the file of every row
 
 A split is a range of rows of such an array, so splits may share one (pretrain and train).
 
@@ -32,7 +33,7 @@ import numpy as np
 
 from wmse.datasets.download import progress_bar
 from wmse.datasets.pack import Pack, write_pack
-from wmse.datasets.source import Chunk, Listing, Rows, Source, check_counts
+from wmse.datasets.source import UNLABELED, Chunk, Listing, Rows, Source, check_counts
 from wmse.datasets.splits import ImageFile
 from wmse.errors import DataError, explain
 from wmse.files import atomic_path, file_digest, write_json, write_text
@@ -177,6 +178,8 @@ def load_prepared(source: Source, data_root: Path, *, verify: bool = False) -> P
 
 def _check_manifest(source: Source, folder: Path, manifest: Mapping[str, Any], command: str) -> None:
     """DataError unless the manifest describes the splits of `source` and its files are there, as large as it says."""
+    if manifest.get("own", {}) != source.own:
+        raise DataError(f"{folder / MANIFEST}: not what the folder of {source.name} holds now: {command}")
     try:
         if manifest["splits"].keys() != source.splits.keys():
             raise DataError(f"{folder / MANIFEST}: its splits are not those of {source.name}: {command}")
@@ -269,14 +272,17 @@ def write_listing(source: Source, data_root: Path, listing: Listing, pack: bool 
     if pack:
         files = [path for name in source.arrays() for _, path in listing.images[name]]
         _check_space(source, folder, sum(path.stat().st_size for path in files))
-    label_of = {class_name: label for label, class_name in enumerate(listing.classes)}
+    label_of = {class_name: label for label, class_name in enumerate(listing.classes)} | {"": UNLABELED}
     stored: dict[str, dict[str, Any]] = {}
     for name in source.arrays():
         images = listing.images[name]
         labels = np.array([label_of[class_name] for class_name, _ in images], np.int64)
         check_counts(source, name, labels, str(listing.raw))
         # Whatever the folder layout, these lines identify the images.
-        keys = "\n".join(f"{class_name}/{path.name} {path.stat().st_size}" for class_name, path in images)
+        keys = "\n".join(
+            f"{class_name}/{path.name} {listing.content.get(path) or path.stat().st_size}"
+            for class_name, path in images
+        )
         target = folder / f"{name}-paths.txt"
         write_text(target, "".join(f"{path.relative_to(listing.raw).as_posix()}\n" for _, path in images))
         stored[name] = {
@@ -346,6 +352,7 @@ def _fresh_folder(source: Source, data_root: Path) -> Path:
         "*-paths.txt",
         "*-index.npy",
         "*-pack.pack",
+        "folder-*.json",
     ):  # the caller holds the lock
         for leftover in folder.glob(pattern):
             leftover.unlink()
@@ -406,6 +413,7 @@ def _write_manifest(
         "digest": f"sha256:{digest}",
         "sources": raw_files,
         "splits": splits,
+        **({"own": source.own} if source.own else {}),
     }
     write_json(folder / MANIFEST, manifest)
 

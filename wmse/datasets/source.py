@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wmse.datasets.decode import decode_image
 from wmse.errors import DataError
 
 if TYPE_CHECKING:
@@ -60,12 +61,14 @@ class Rows:
 class Listing:
     """JPEG files of a benchmark that is read image by image: those of every stored array, with their class.
 
-    They lie below the folder `raw`. Labels are positions in `classes`.
+    They lie below the folder `raw`. Labels are positions in `classes`; an image of no class has none. `content` tells
+    files of the same name and size apart, where that is known.
     """
 
     raw: Path
     classes: list[str]
     images: Mapping[str, list[tuple[str, Path]]]
+    content: Mapping[Path, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ class Source:
 
     `image_size` is the side in pixels of the stored images (None: varies, images stay JPEG files); `mean` and `std`
     normalise pixels scaled to 0..1. Exactly one of `parse` (images become arrays) and `scan` (images stay
-    files) is set. `embedded` is the folder of the raw files if they come with this package.
+    files) is set. `embedded` is the folder of the raw files if they come with this package. `decode` reads the files of
+    one whose images stay files. `own` describes a folder of somebody's own (own.py), and is kept in the prepared form.
     """
 
     name: str
@@ -90,6 +94,13 @@ class Source:
     embedded: Archive | None = None
     parse: Callable[[Source, RawFiles], Iterator[Chunk]] | None = field(default=None, repr=False)
     scan: Callable[[Source, Path, Log], Listing] | None = field(default=None, repr=False)
+    decode: Callable[[bytes, str], np.ndarray] = field(default=decode_image, repr=False)
+    own: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels to evaluate an encoder with."""
+        return "test" in self.splits
 
     @property
     def streamed(self) -> bool:

@@ -63,8 +63,8 @@ def step_key(spec: RunSpec) -> Hashable:
 def extraction_key(spec: RunSpec) -> Hashable:
     """Equal for runs whose evaluation costs the same per image, up to the probes."""
     network = None if spec.method == "pixels" else (spec.arch, spec.stem, spec.width, spec.precision)
-    sizes = spec.view_size, spec.eval_resize or spec.view_size, image_shape(spec.benchmark)
-    return network, sizes, SOURCES[spec.benchmark].streamed
+    sizes = spec.view_size, spec.eval_resize or spec.view_size, image_shape(spec.probed)
+    return network, sizes, SOURCES[spec.probed].streamed
 
 
 def feature_count(spec: RunSpec) -> int:

@@ -40,8 +40,12 @@ def estimate_runs(runs: Sequence[RunSpec], results: Path, data_root: Path, warm_
     """The cost of every run; those with a result in the folder `results` are done and cost nothing more."""
     estimates = []
     for spec in runs:
-        counts = image_counts(spec.benchmark, data_root)
+        counts = image_counts(spec.probed, data_root) | {
+            "pretrain": image_counts(spec.benchmark, data_root)["pretrain"]
+        }
         work = workload(spec, counts["pretrain"])
+        if "test" not in counts:  # images without labels
+            work = replace(work, evaluations=0)
         done = RunFolder.of(results, spec.run).result.exists()
         counted = RunEstimate(spec.name, done, **asdict(work), batch_size=spec.batch_size)
         estimates.append(counted if done else price(counted, spec, counts, warm_up))
@@ -50,14 +54,16 @@ def estimate_runs(runs: Sequence[RunSpec], results: Path, data_root: Path, warm_
 
 def price(counted: RunEstimate, spec: RunSpec, counts: Mapping[str, int], warm_up: WarmUp) -> RunEstimate:
     """The run with its times and energy, from measured costs; `counts` are the images of every split."""
-    train, test = counts["train"], counts["test"]
-    passes = counted.evaluations + 1  # one more for the final probes
     step = warm_up.step(spec) if spec.trained else None
-    parts = [
-        (passes * (train + test), warm_up.extraction(spec)),
-        (passes * train * test / KNN_TEST, warm_up.knn(spec, train)),
-        (spec.probe_epochs * train, warm_up.linear(spec, train)),
-    ]
+    parts = []
+    if "test" in counts:
+        train, test = counts["train"], counts["test"]
+        passes = counted.evaluations + 1  # one more for the final probes
+        parts = [
+            (passes * (train + test), warm_up.extraction(spec)),
+            (passes * train * test / KNN_TEST, warm_up.knn(spec, train)),
+            (spec.probe_epochs * train, warm_up.linear(spec, train)),
+        ]
     evaluation = sum(count * cost.seconds for count, cost in parts)
     if step:
         parts.append((counted.steps * spec.batch_size, step))

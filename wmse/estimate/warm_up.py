@@ -186,7 +186,7 @@ class WarmUp:
         def build(size: int) -> Task:
             opened.close()  # the decoding of a batch that nobody will ask for would slow what is measured next
             # The rate is 0: random images teach nothing, and must not make a warm-up diverge.
-            part = replace(spec, batch_size=size, lr=0.0)
+            part = replace(spec, batch_size=size, lr=0.0, evaluate_on="")
             if whitens and size < spec.w_size:  # not even one sub-batch is affordable: a smaller one, of fewer numbers
                 part = replace(part, w_size=size, embedding=min(spec.embedding, size // 2))
             split = self.images(spec.benchmark, size)
@@ -210,8 +210,8 @@ class WarmUp:
         runtime = self.runtime(spec)
 
         def build(size: int) -> Task:
-            split = self.images(spec.benchmark, size)
-            images = open_images(split, SOURCES[spec.benchmark], spec, runtime.device)
+            split = self.images(spec.probed, size)
+            images = open_images(split, SOURCES[spec.probed], spec, runtime.device)
             if spec.method == "pixels":
                 return lambda: raw_pixels(images)
             encoder = runtime.place(build_encoder(spec, 0))
@@ -237,7 +237,7 @@ class WarmUp:
         """An epoch of the linear probe, per training sample."""
         f = feature_count(spec)
         device = self.runtime(spec).device
-        classes = SOURCES[spec.benchmark].num_classes
+        classes = SOURCES[spec.probed].num_classes
         generator = torch.Generator().manual_seed(0)
         batch = spec.probe_batch_size
 

@@ -1,8 +1,8 @@
 """The self-supervised methods: what happens to the views of a batch between the images and the loss.
 
 A method is a module with an `encoder`; its `forward` maps the views of a batch to a `StepOutput`, and the trainer does
-everything else. To add one, write a module here with a subclass of `Method`, and a block under `methods` in
-wmse/config/recipes.yaml that names the class (docs/extending.md shows it).
+everything else. To add one, write a subclass of `Method`: in a module beside config.yaml (docs/extending.md), or here
+with a block under `methods` in wmse/config/recipes.yaml that names the class.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from wmse.config import RunSpec, method_class
+from wmse.config import RunSpec, method_class, owner
 from wmse.encoder import Encoder
 from wmse.whitening import draw_slices
 
@@ -105,8 +105,11 @@ def embed(encoder: nn.Module, head: nn.Module, views: list[Tensor], joint: bool 
 
 def build_method(spec: RunSpec, generator_seed: int) -> Method:
     """The method of a run with its initial weights, which depend on `generator_seed` alone."""
-    module, _, name = method_class(spec.method).rpartition(".")
-    kind: type[Method] = getattr(importlib.import_module(module), name)
+    if plugin := owner("METHODS", spec.method):
+        kind: type[Method] = plugin.thing("METHODS", spec.method)
+    else:
+        module, _, name = method_class(spec.method).rpartition(".")
+        kind = getattr(importlib.import_module(module), name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_seed)
         return kind(Encoder(spec.arch, spec.stem, spec.width), spec)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from wmse.datasets import find_folders
 from wmse.errors import DataError
 from wmse.files import atomic_path, write_text
 from wmse.report.claims import compose_claims
@@ -34,6 +35,8 @@ def build_report(
     that cannot be read.
     """
     refused: list[DataError] = []
+    if data_root:
+        find_folders(data_root)
     runs = load_runs(run_dirs, data_root, refused.append)
     paper = load_paper()
     left_out = [str(error) for error in refused]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wmse.config import experiments, paper_table, paper_variants, parse_label, title_of, trained_methods
+from wmse.config import experiments, of_package, paper_table, paper_variants, parse_label, title_of, trained_methods
 from wmse.datasets import SOURCES
 from wmse.report.paper import PaperValue
 from wmse.report.results import BASELINES, Group, Run, group_runs
@@ -115,6 +115,11 @@ class Section:
         return self.experiment in MAIN_TABLES.values()
 
     @property
+    def own(self) -> bool:
+        """Whether its images are somebody's own, so that there is nothing to compare with."""
+        return not of_package(self.benchmark)
+
+    @property
     def text(self) -> str:
         return experiments()[self.experiment].get("text", "").strip()
 
@@ -165,6 +170,8 @@ def compare(runs: Iterable[Run], paper: Sequence[PaperValue]) -> list[Section]:
                 title = f"{experiment['title']}, {benchmark_title(benchmark)}"
                 ablations.append(Section(name, benchmark, title, False, rows))
     with_runs = [section for section in main if section.runs]
+    if with_runs and all(section.own for section in with_runs):
+        return [*with_runs, *ablations]
     return [*with_runs, *ablations, *(section for section in main if not section.runs)]
 
 
@@ -177,6 +184,8 @@ def _main_sections(benchmark: str, values: list[PaperValue], groups: list[Group]
         return _sections_by_epochs(values, groups)
     if not values and not groups:
         return []
+    if not of_package(benchmark):
+        return [Section(name, benchmark, benchmark_title(benchmark), False, _rows([], groups))]
     title = benchmark_title(benchmark) if values else f"{benchmark_title(benchmark)} (not in the paper)"
     return [Section(name, benchmark, title, bool(values), _rows(values, groups, _keys(name)))]
 

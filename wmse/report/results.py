@@ -101,6 +101,11 @@ class Run:
         return self.spec.get("variant") or ""
 
     @property
+    def data_key(self) -> str:
+        """As of a `RunSpec`."""
+        return RunSpec.from_dict(self.spec, runnable=False).data_key
+
+    @property
     def hardware(self) -> str:
         """What the run was computed on: a GPU's name, or the processor and its cores; how many processes shared it."""
         hardware, runtime = self.provenance["hardware"], self.provenance["runtime"]
@@ -190,16 +195,17 @@ def _of_other_data(runs: Iterable[Run], data_root: Path | None) -> dict[str, Dat
     """The runs that were computed on other data than is prepared, or else than most runs of their benchmark."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        found.setdefault(run.benchmark, []).append(run)
+        found.setdefault(run.data_key, []).append(run)
     errors = {}
-    for benchmark, members in found.items():
+    for key, members in found.items():
+        benchmark, _, own = key.partition(":")
         counts = Counter(run.data_digest for run in members).most_common(2)
         right, source = counts[0][0], "most runs of this benchmark have"
         if len(counts) == 2 and counts[0][1] == counts[1][1]:
             right, source = "", "as many runs of this benchmark have another one"
         if data_root:
             with contextlib.suppress(DataError):  # not prepared here
-                right, source = load(benchmark, data_root).digest, f"the prepared data in {data_root} has"
+                right, source = load(benchmark, data_root, digest=own).digest, f"the prepared data in {data_root} has"
         for run in members:
             if run.data_digest != right:
                 reason = f"was computed on data with digest {run.data_digest}, {source} {right}".rstrip()
@@ -295,6 +301,8 @@ def _metrics(record: Record) -> dict[str, float]:
     for name in METRICS:
         if name not in REQUIRED_METRICS and given.get(name) is None:
             continue  # top-5 says nothing about a data set of at most five classes
+        if record.get("evaluation.test_images", int, optional=True) == 0:
+            continue  # a data set without labels
         value = float(record.get(f"metrics.{name}", float))
         if not 0 <= value <= 100:
             raise record.error(f"key 'metrics.{name}' must be a percentage, not {value}")

@@ -14,6 +14,7 @@ from wmse.report.paper import METRICS, PaperValue
 from wmse.report.results import DIAGNOSTICS, Run, Summary, show_value
 
 NONE = "—"
+MEASURED = "accuracy in percent; spread and effective rank of the embeddings at the end of the training."
 SHORT_LEGEND = """\
 Paper values: no mark is confirmed, † printed by one text that copies the paper, ‡ recalled and not yet checked.
 Rows marked **reduced** or **changed** are not the paper's recipe. More under
@@ -105,7 +106,11 @@ def _run_kinds(section: Section) -> str:
 def _section_markdown(section: Section) -> str:
     notes = list(dict.fromkeys(_note(row) for row in section.rows if row.differences))  # equal ones once
     head, body = _main_table(section, notes) if section.main else _ablation_table(section, notes)
-    parts = [f"## {section.title}\n", _introduction(section), markdown_table(head, body, left=2)]
+    parts = [
+        f"## {section.title}\n",
+        _introduction(section),
+        markdown_table(head, body, left=1 if section.main and section.own else 2),
+    ]
     if notes:
         parts.append("> **Not the paper's recipe.** These rows must not be read as results of the paper's method:\n>")
         parts.append("\n".join(f"> - [{number}] {note}" for number, note in enumerate(notes, start=1)) + "\n")
@@ -119,18 +124,22 @@ def _section_markdown(section: Section) -> str:
 
 
 def _introduction(section: Section) -> str:
+    if section.main and section.own:
+        return f"Images of one's own; {MEASURED}\n"
     if section.main:
         source = f"Table {section.table} of the paper" if section.in_paper else "No values in the paper"
         encoder = f", {section.encoders[0]}" if len(section.encoders) == 1 else ""
         return f"{source}{encoder}; accuracy in percent.\n"
     text = f"{section.text}\n\n" if section.text else ""
     source = "The paper's numbers are not known here (missing)." if section.table else "Not a table of the paper."
-    measured = "Accuracy in percent; spread and effective rank of the embeddings at the end of the training."
-    return f"{text}{source} {measured}\n"
+    return f"{text}{source} {MEASURED[0].upper()}{MEASURED[1:]}\n"
 
 
 def _main_table(section: Section, notes: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Head and body of a table of methods, with the paper's values."""
+    """Head and body of a table of methods, with the paper's values; of one's own images as an ablation's."""
+    if section.own:
+        head, body = _ablation_table(section, notes)
+        return [head[0], *head[2:]], [[line[0], *line[2:]] for line in body]
     head = ["method", "recipe", "epochs: ours / paper"]
     for metric in section.metrics:
         head += [f"{METRICS[metric]}: paper", "ours", "diff"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from wmse.datasets import SOURCES
 from wmse.errors import CheckpointError, DataError
 from wmse.locks import exclusive_lock, patience
 from wmse.provenance import peak_memory_bytes, provenance
@@ -35,13 +36,20 @@ def _evaluate(job: Job) -> dict[str, Any]:
     spec, runtime = job.spec, job.runtime
     started = time.perf_counter()
     pretrained = _read_pretrained(job) if spec.trained else {}
-    with out_of_memory(lambda: f"{spec.run}: evaluation", runtime.device, EVALUATION_MEMORY):
-        train, test = run_features(job)
-        seconds = time.perf_counter() - started
-        job.log(f"{spec.run}: features {tuple(train.shape)} and {tuple(test.shape)} in {seconds:.1f} s")
-        metrics = probe_features(job, train, test)
-        points = map_features(job, test)
-    job.log(", ".join(f"{name} {value:.2f} %" for name, value in metrics.items() if value is not None))
+    evaluation: dict[str, Any] = {"train_images": 0, "test_images": 0}
+    metrics: dict[str, float | None] = {}
+    points: dict[str, str] | None = None
+    if SOURCES[spec.probed].labelled:
+        with out_of_memory(lambda: f"{spec.run}: evaluation", runtime.device, EVALUATION_MEMORY):
+            train, test = run_features(job)
+            seconds = time.perf_counter() - started
+            job.log(f"{spec.run}: features {tuple(train.shape)} and {tuple(test.shape)} in {seconds:.1f} s")
+            metrics = probe_features(job, train, test)
+            points = map_features(job, test)
+        evaluation = {"train_images": len(train), "test_images": len(test), "features": train.shape[1]}
+        job.log(", ".join(f"{name} {value:.2f} %" for name, value in metrics.items() if value is not None))
+    else:
+        job.log(f"{spec.run}: {spec.probed} has no labels: no accuracies (`evaluate_on` names another benchmark)")
     here = provenance(runtime.describe())
     content = {
         "benchmark": spec.benchmark,
@@ -54,9 +62,7 @@ def _evaluate(job: Job) -> dict[str, Any]:
         "pretrain": pretrained.get("pretrain"),
         "evaluation": {
             "wall_seconds": round(time.perf_counter() - started, 1),
-            "train_images": len(train),
-            "test_images": len(test),
-            "features": train.shape[1],
+            **evaluation,
             "peak_memory_bytes": peak_memory_bytes(runtime.device.type),
         },
         # A trained run's numbers come from its training; where the probes ran is recorded beside it.
@@ -64,6 +70,8 @@ def _evaluate(job: Job) -> dict[str, Any]:
         "evaluation_provenance": here,
         "files": pretrained.get("files", {}),
     }
+    if spec.evaluate_on:
+        content["evaluation_data"] = {"benchmark": spec.probed, "digest": job.probe.digest}
     return write_record(job.folder.result, job, content)
 
 
@@ -74,7 +82,7 @@ def _read_pretrained(job: Job) -> dict[str, Any]:
         raise CheckpointError(f"{folder.pretrained}: is missing: run the pretraining of {job.spec.run} first")
     try:
         record = read_record(folder.pretrained)
-        for reason in misfits(record, spec=job.spec, data={job.spec.benchmark: job.data.digest}):
+        for reason in misfits(record, spec=job.spec, data={job.spec.data_key: job.data.digest}):
             raise record.error(reason)
         record.get("pretrain", dict)
         if folder.encoder.is_file():  # otherwise loading it says what is wrong

@@ -31,6 +31,7 @@ class Job:
         preset: noted in the records.
         log: gets lines of text, among them one an epoch.
         progress_bar: None shows one on a terminal only.
+        evaluated: what the encoder is evaluated on, if not `data` (`evaluate_on`).
     """
 
     spec: RunSpec
@@ -41,3 +42,9 @@ class Job:
     checkpoints: CheckpointPolicy = CheckpointPolicy()
     log: Callable[[str], None] = print
     progress_bar: bool | None = None
+    evaluated: Dataset | None = None
+
+    @property
+    def probe(self) -> Dataset:
+        """What the encoder is evaluated on."""
+        return self.evaluated or self.data

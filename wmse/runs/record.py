@@ -111,7 +111,8 @@ def misfits(
 ) -> Iterator[str]:
     """Every reason why a record is not as it was written, or not of this folder, this run or the data there are now.
 
-    `data` holds the digests of the prepared data by benchmark. DataError if a key is missing or of another type.
+    `data` holds the digests of the prepared data by `RunSpec.data_key`. DataError if a key is missing or of another
+    type.
     """
     if "sha256" not in record.content:
         yield "has no digest of its own, as those of an earlier version"
@@ -136,7 +137,7 @@ def misfits(
     if spec and spec.hash != found.hash:
         yield f"belongs to the run {found.run}, not to {spec.run}"
     digest = record.get("data.digest", str)
-    prepared = (data or {}).get(found.benchmark, digest)
+    prepared = (data or {}).get(found.data_key, digest)
     if digest != prepared:
         yield f"was computed on data with digest {digest}, the prepared data has {prepared}"
 

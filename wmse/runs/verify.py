@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wmse.datasets import SOURCES, Source, load
+from wmse.config import DIGITS
+from wmse.datasets import SOURCES, Source, find_folders, load
 from wmse.datasets.build import placed_raw, verify_raw
 from wmse.datasets.download import progress_bar
 from wmse.datasets.prepared import MANIFEST, prepared_folder
@@ -43,6 +44,7 @@ def verify(run_dirs: Sequence[Path], data_root: Path, results: Path) -> Findings
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder; name directories of runs, such as {results}/runs/*/*/*")
     folders = list(run_dirs) or run_folders(results)
+    find_folders(data_root)
     sources = [source for name, source in SOURCES.items() if (data_root / name).is_dir()]
     findings = Findings()
     digests: dict[str, str] = {}
@@ -68,7 +70,8 @@ def _verify_data(source: Source, data_root: Path, digests: dict[str, str], findi
     if (prepared_folder(source, data_root) / MANIFEST).exists():
         findings.checked["prepared data"] += 1
         if prepared := _attempt(findings, load, source.name, data_root, verify=True):
-            digests[source.name] = prepared.digest
+            own = prepared.manifest.get("own", {}).get("digest")
+            digests[f"{source.name}:{own[:DIGITS]}" if own else source.name] = prepared.digest
 
 
 def _attempt(findings: Findings, check: Any, *arguments: Any, **options: Any) -> Any:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from wmse.datasets import SOURCES
 from wmse.encoder import Preprocessing, save_encoder
 from wmse.errors import CheckpointError, ConfigError, TrainingError
-from wmse.features import extract
+from wmse.features import extract, open_probe
 from wmse.files import digests, remove_temporaries, write_text
 from wmse.images import ArrayImages, FileImages, open_images
 from wmse.locks import exclusive_lock, patience
@@ -32,6 +32,7 @@ from wmse.training.guard import StepGuard
 from wmse.training.history import EpochRecord, EpochSoFar, Progress, history_csv
 from wmse.training.optim import build_optimizer, learning_rate
 from wmse.training.signals import Stopped, stop_on_signals
+from wmse.views.augmentation import build_augmentation
 from wmse.views.params import on_device
 
 TRAINING_MEMORY = (
@@ -92,12 +93,10 @@ class Trainer:
         self.loss_over = spec.loss_over(self.world.size)
         if self.loss_over == "batch":
             self.method.gather = self.world.gather
+        self.augmentation = build_augmentation(spec)
         self.optimizer = build_optimizer(spec, self.method)
         self.guard = StepGuard(spec, self.steps_per_epoch, self.method, self.world)
-        self.probe = [
-            (open_images(job.data[name], source, spec, device), torch.from_numpy(job.data[name].labels).to(device))
-            for name in ("train", "test")
-        ]
+        self.probe = open_probe(job)
         job.runtime.compile_forward(self.method)
         self.network = self.world.parallel(self.method)
         self.progress = Progress()
@@ -177,7 +176,7 @@ class Trainer:
         spec, runtime, step = self.job.spec, self.job.runtime, self.progress.step
         runtime.begin_step()
         rows, slices = self._share(len(index), step)
-        views = self.world.together(lambda: self.images.views(index, spec.d, spec.seed, step, rows))
+        views = self.world.together(lambda: self._views(index, rows))
         self._check_views(len(views), "views of an image came from the data")
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(spec, step, self.steps_per_epoch)
@@ -199,6 +198,16 @@ class Trainer:
         if found != self.job.spec.d:
             run, step = self.job.spec.run, self.progress.step
             raise TrainingError(f"{run}: step {step}: the run has d = {self.job.spec.d} views, but {found} {where}")
+
+    def _views(self, index: Tensor, rows: slice | Tensor) -> list[Tensor]:
+        """The views of the images `index` (N,) that are at the positions `rows`."""
+        spec, step = self.job.spec, self.progress.step
+        views = self.images.views(index, spec.d, spec.seed, step, rows)
+        if self.augmentation is None:
+            return views
+        generators = [stream(spec.seed, "augmentation", step, view) for view in range(spec.d)]
+        drawn = [self.augmentation.draw(len(index), spec.view_size, generator)[rows] for generator in generators]
+        return [self.augmentation(view, on_device(x, view.device)) for view, x in zip(views, drawn, strict=True)]
 
     def _share(self, n: int, step: int) -> tuple[slice | Tensor, Tensor | None]:
         """The positions of this process's images in a step's batch of n, and the slices of the embeddings it will have.
@@ -239,7 +248,7 @@ class Trainer:
             views_per_second=round(views / done.seconds, 1),
             embedding_std=done.embedding_std,
             effective_rank=done.effective_rank,
-            knn5_top1=self.knn() if spec.evaluation_due(epoch) else None,
+            knn5_top1=self.knn() if self.probe and spec.evaluation_due(epoch) else None,
             peak_memory_mb=round(peak_memory_bytes(self.job.runtime.device.type) / 2**20, 1),
         )
         progress.history.append(record)

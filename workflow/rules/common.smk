@@ -9,7 +9,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.settings.types import DeploymentMethod
 
-from wmse.config import load_project
+from wmse.config import DIGITS, load_project
 from wmse.errors import ConfigError, WmseError
 from wmse.runs.folder import RunFolder
 from wmse.workflow import (
@@ -18,12 +18,15 @@ from wmse.workflow import (
     hold_folders,
     outside_folders,
     placement,
+    plugin_options,
+    prepare_command,
     pretrain_flags,
     pretrain_threads,
     rule_graph_config,
     share_of_cores,
     shown_variables,
     stage_command,
+    touched_folders,
     uses_gpu,
 )
 
@@ -36,7 +39,7 @@ except ConfigError as error:
 SOURCE = Path(workflow.basedir).parent
 SETTINGS = PROJECT.settings
 RUNS = {spec.run: spec for spec in PROJECT.runs}
-BENCHMARKS = sorted({spec.benchmark for spec in PROJECT.runs})
+BENCHMARKS = PROJECT.benchmarks
 TRAINED = [spec.run for spec in PROJECT.runs if spec.trained]
 DATA, RESULTS = SETTINGS["data_root"], SETTINGS["results"]
 # None on a cluster, where the threads are the profile's; `workflow.cores` would be an error then.
@@ -53,6 +56,7 @@ PLOTS = [f"{RESULTS}/plots/{name}.png" for name in [*FIGURES, "dag"]]
 
 wildcard_constraints:
     benchmark=r"[a-z0-9_]+",
+    digest=r"[0-9a-f]+",
     method=r"[a-z0-9_@.-]+",
     seed=r"seed\d+-[0-9a-f]{8}",
 
@@ -70,6 +74,10 @@ def hold():
 
 if workflow.is_main_process:
     forget_killed_run(RESULTS, logger.warning)
+    for line in PROJECT.describe_folders():
+        logger.info(line)
+    for line in touched_folders(PROJECT.folders.values(), DATA):
+        logger.warning(line)
 
 DEPLOYMENT = workflow.deployment_settings.deployment_method
 if DeploymentMethod.APPTAINER in DEPLOYMENT:
@@ -80,7 +88,9 @@ if DeploymentMethod.APPTAINER in DEPLOYMENT:
             )
     # In a variable, because the profile cannot know the paths.
     try:
-        outside = outside_folders(SOURCE, RESULTS, DATA, BENCHMARKS)
+        own = [found.wanted.folder for found in PROJECT.folders.values()]
+        own += [str(Path(path).resolve().parent) for path in SETTINGS["plugins"] or ()]
+        outside = outside_folders(SOURCE, RESULTS, DATA, BENCHMARKS, own)
         shown = binds(outside, os.getenv("APPTAINER_BIND", ""))
         os.environ.update(APPTAINER_BIND=shown, **shown_variables(os.environ))
     except WmseError as error:
@@ -157,11 +167,19 @@ def result_folders(wildcards, input):
 def report_command(part):
     """The shell command that writes a part of the report."""
     return (
-        f"exec wmse report --only {part} --data-root {shlex.quote(DATA)}"
+        f"exec wmse report --only {part} --data-root {shlex.quote(DATA)} {shlex.join(plugin_options(SETTINGS))}"
         " --out {params.out:q} --log {log:q} {params.runs:q}"
     )
 
 
 def manifest(wildcards):
     """The prepared data. `ancient`: preparing it again gives the same bytes, and must not repeat weeks of training."""
-    return ancient(f"{DATA}/{wildcards.benchmark}/prepared/manifest.json")
+    spec = spec_of(wildcards)
+    needed = dict.fromkeys((spec.benchmark, spec.probed))
+    return [ancient(f"{DATA}/{name}/prepared/{prepared_file(name)}") for name in needed]
+
+
+def prepared_file(benchmark):
+    """What tells that a data set is prepared: of a folder of somebody's own, for what it holds now."""
+    found = PROJECT.folders.get(benchmark)
+    return f"folder-{found.digest[:DIGITS]}.json" if found else "manifest.json"

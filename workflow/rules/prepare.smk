@@ -1,4 +1,7 @@
-"""Data sets: found or downloaded, verified, converted."""
+"""Data sets: found or downloaded, verified, converted.
+
+No `params`: changing them would prepare a data set again, and Snakemake then plans nothing of what needs it.
+"""
 
 
 rule prepare:
@@ -8,8 +11,17 @@ rule prepare:
         f"{RESULTS}/logs/prepare/{{benchmark}}.log",
     conda:
         CONDA
-    params:
-        data_root=lambda wildcards, output: Path(output[0]).parents[2],
-        offline="" if SETTINGS["download"] else "--no-download",
     shell:
-        "exec wmse prepare {wildcards.benchmark} --data-root {params.data_root:q} {params.offline} --log {log:q}"
+        prepare_command(PROJECT) + "{wildcards.benchmark} --log {log:q}"
+
+
+# The digest is in the file's name: for what the folder holds now there is another file.
+rule prepare_folder:
+    output:
+        f"{DATA}/{{benchmark}}/prepared/folder-{{digest}}.json",
+    log:
+        f"{RESULTS}/logs/prepare/{{benchmark}}-{{digest}}.log",
+    conda:
+        CONDA
+    shell:
+        prepare_command(PROJECT) + "{wildcards.benchmark} --log {log:q}"

@@ -85,7 +85,8 @@ rule dag:
         config=rule_graph_config(config, SETTINGS["preset"]),
         jobs=json.dumps(
             {
-                "prepare": len(BENCHMARKS),
+                "prepare": len(set(BENCHMARKS) - PROJECT.folders.keys()),
+                "prepare_folder": len(PROJECT.folders),
                 "pretrain": len(TRAINED),
                 "evaluate": len(RUNS),
             }
