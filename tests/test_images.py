@@ -163,7 +163,7 @@ def test_a_run_is_probed_at_the_size_it_was_trained_at(data: ArrayDataset) -> No
 def test_closed_images_decode_no_more(jpegs: ArraySplit, monkeypatch: pytest.MonkeyPatch) -> None:
     images, decoded, release = FileImages(jpegs.files, RECIPE, 32, CPU, threads=1), [], threading.Event()
 
-    def decode(path: Path) -> torch.Tensor:
+    def decode(path: Path, read: object) -> torch.Tensor:
         decoded.append(path)
         release.wait(60)
         return torch.empty(3, 8, 8)

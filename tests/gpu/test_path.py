@@ -97,7 +97,7 @@ def test_views_of_files_of_all_sizes_keep_the_host_free(crop_first: bool, monkey
     generator = torch.Generator().manual_seed(0)
     shapes = torch.randint(30, 90, (2 * CHUNK, 2), generator=generator).tolist()
     photos = [torch.zeros(3, *shape, dtype=torch.uint8) for shape in shapes]
-    monkeypatch.setattr(images_module, "decode", lambda path: photos[int(path.name)])
+    monkeypatch.setattr(images_module, "decode", lambda path, read: photos[int(path.name)])
     paths = [Path(str(i)) for i in range(len(shapes))]
     recipe = ViewRecipe(size=24, crop_scale=(0.08, 1.0), grayscale_p=0.2, blur_p=0.5, crop_first=crop_first)
     with pretend_gpu() as gpu:
