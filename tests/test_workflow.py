@@ -189,7 +189,7 @@ def test_the_figure_of_the_dag_shows_the_rules_that_ran(finished: Path) -> None:
         (["preset=fast"], ["key 'preset'", "unknown preset 'fast'", "quick"]),
         (["sedes=[1]"], ["unknown key 'sedes'", "seeds"]),
         (["seeds=many"], ["key 'seeds'"]),
-        (["benchmarks=[cifar1000]"], ["key 'benchmarks'", "cifar1000", "garments"]),
+        (["benchmarks=[cifar1000]"], ["key 'benchmarks'", "cifar1000", "fashion_mnist"]),
         (['parameters={"*": {"w_size": 33, "batch_size": 100}}'], ["batch_size (100)", "multiple of w_size (33)"]),
         (['parameters={"*": {"embedding": 64}}'], ["w_size (32)", "greater than embedding (64)"]),
         (['parameters={"*": {"epochs": "x"}}'], ["epochs must be an integer"]),

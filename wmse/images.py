@@ -83,7 +83,7 @@ class ArrayImages:
     def __len__(self) -> int:
         return len(self.images)
 
-    def read_ahead(self, batches: Iterable[Tensor]) -> None:
+    def read_ahead(self, batches: Iterable[Tensor], limit: int = AHEAD) -> None:
         """The images are in memory already."""
 
     def views(self, index: Tensor, d: int, seed: int, step: int, rows: slice | Tensor = slice(None)) -> list[Tensor]:
@@ -134,10 +134,13 @@ class FileImages:
     def __len__(self) -> int:
         return len(self.files)
 
-    def read_ahead(self, batches: Iterable[Tensor]) -> None:
-        """Begin to decode the images (N,) of these batches, for which `views` is going to ask in this order."""
+    def read_ahead(self, batches: Iterable[Tensor], limit: int = AHEAD) -> None:
+        """Begin to decode the images (N,) of these batches, for which `views` is going to ask in this order.
+
+        limit: no further one is begun while so many bytes of decoded images wait.
+        """
         items = (i for index in batches for i in index.tolist())
-        self.ahead = ReadAhead(self.pool, self.threads, self._decode, items, AHEAD)
+        self.ahead = ReadAhead(self.pool, self.threads, self._decode, items, limit)
 
     def views(self, index: Tensor, d: int, seed: int, step: int, rows: slice | Tensor = slice(None)) -> list[Tensor]:
         """As `ArrayImages.views`, with the same draws; DataError names a file that cannot be decoded."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from builders.runs import tiny_spec
 from wmse.cli import main
@@ -18,8 +21,24 @@ from wmse.methods import build_method
 from wmse.runtime import Runtime
 from wmse.training.optim import build_optimizer
 
+aten = torch.ops.aten
 NARROW = {"width": 16, "batch_size": 128, "head_hidden": 64}
 PHOTOS = {"width": 16, "batch_size": 16, "view_size": 64, "eval_resize": 64, "w_size": 16, "embedding": 8}
+
+
+class WithoutWorkspace(TorchDispatchMode):
+    """Convolutions that allocate what they return and nothing else: how much more they take is the processor's affair.
+
+    (In bfloat16 a processor without instructions for it unfolds its input.) What they return is zero.
+    """
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if operation not in (aten.convolution.default, aten.convolution_backward.default):
+            return operation(*args, **(kwargs or {}))
+        shapes = operation(*tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), args))
+        return tree_map_only(torch.Tensor, lambda shape: torch.zeros_like(shape, device="cpu"), shapes)
 
 
 def two_steps(spec: RunSpec, runtime: Runtime) -> None:
@@ -41,7 +60,7 @@ def two_steps(spec: RunSpec, runtime: Runtime) -> None:
 
 def allocated_at_most(spec: RunSpec, runtime: Runtime) -> int:
     """The peak of torch's allocator on the CPU, which reports every block that it hands out and takes back."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with WithoutWorkspace(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         two_steps(spec, runtime)
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     now = peak = 0
@@ -64,7 +83,7 @@ def test_the_count_is_that_of_torchs_allocator(cell: str, parameters: dict[str, 
     with pretend_gpu() as gpu:
         two_steps(spec, Runtime(torch.device("cuda"), precision))
     real = allocated_at_most(spec, Runtime(torch.device("cpu"), precision))
-    assert gpu.memory.peak == pytest.approx(real, rel=0.02)
+    assert gpu.memory.peak == pytest.approx(real, rel=0.01)
 
 
 def test_runs_that_cost_the_same_are_counted_once_and_baselines_need_nothing(tmp_path: Path) -> None:

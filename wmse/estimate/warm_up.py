@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Callable, Hashable
@@ -196,7 +197,8 @@ class WarmUp:
             trainer = Trainer(Job(part, data, RunFolder(self.folder), runtime, progress_bar=False))
             opened.callback(trainer.close)
             index = torch.arange(size)
-            trainer.images.read_ahead(itertools.repeat(index))  # decoded meanwhile, as in training
+            # Decoded meanwhile as in training, but no more than a batch ahead: filling the memory would hold up the steps.
+            trainer.images.read_ahead(itertools.repeat(index), limit=size * 3 * math.prod(image_shape(spec.benchmark)))
             return lambda: trainer.step(index)
 
         def fit(size: int) -> int:

@@ -28,6 +28,7 @@ FIGURES = {
     "training": "Training",
     "dynamics": "Accuracy against epochs and time",
     "collapse": "Signs of collapse",
+    "map": "Maps of the test images",
     "time": "Time per iteration",
     "dag": "The workflow",
 }
