@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import os
 import pickle
 import shutil
 import statistics
@@ -146,6 +147,7 @@ def _row(build: Callable[[Path], tuple[Source, Callable[[], np.ndarray], int]], 
             lambda: prepare_source(source, root, download=False, log=lambda line: None),
             lambda: np.save(root / "plain.npy", plain()),
         ):
+            os.sync()  # What one leaves to the disk's cache is not the other's to write.
             started = time.perf_counter()
             run()
             times.append(time.perf_counter() - started)

@@ -299,7 +299,7 @@ def write_listing(source: Source, data_root: Path, listing: Listing, pack: bool 
 
 
 class _ArrayWriter:
-    """Fills one `.npy` file from front to back; `pool` hashes what goes in, beside whatever makes the next block.
+    """Fills one `.npy` file from front to back; `pool` hashes and writes, beside whatever makes the next block.
 
     With plain writes: through a memory map, a disk that is full would kill the process (SIGBUS).
     """
@@ -311,7 +311,7 @@ class _ArrayWriter:
         np.lib.format.write_array_header_1_0(self._file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         self._pool = pool
         self._hash = hashlib.sha256()
-        self._hashing = pool.submit(self._hash.update, b"")
+        self._storing = pool.submit(self._store, b"")
         self._filled = 0
         self._labels: list[np.ndarray] = []
 
@@ -323,11 +323,14 @@ class _ArrayWriter:
         if images.dtype != np.uint8 or images.shape[1:] != self.shape[1:] or len(images) != len(labels):
             raise DataError(f"{self._what}: images of shape {images.shape}, expected (n, {self.shape[1:]})")
         block = np.ascontiguousarray(images)
-        self._hashing.result()  # blocks that wait would fill the memory
-        self._hashing = self._pool.submit(self._hash.update, block)
-        self._file.write(block)
+        self._storing.result()  # blocks that wait would fill the memory
+        self._storing = self._pool.submit(self._store, block)
         self._labels.append(labels.astype(np.int64))
         self._filled = stop
+
+    def _store(self, block: np.ndarray | bytes) -> None:
+        self._hash.update(block)
+        self._file.write(block)
 
     def all_labels(self) -> np.ndarray:
         """Labels stored so far, int64, (n,)."""
@@ -335,8 +338,8 @@ class _ArrayWriter:
 
     def close(self) -> str:
         """Close the file and return the sha256 of the pixels."""
+        self._storing.result()
         self._file.close()
-        self._hashing.result()
         return self._hash.hexdigest()
 
 
