@@ -18,19 +18,20 @@ from wmse.distributed import ALONE, World
 from wmse.training import Trainer
 
 STEPS, BATCH = 5, 128
-# After the first step, and after the last: the sub-batches are so small that whitening them scales up rounding.
-TOLERANCES = 1e-11, 1e-8
+# The rates are small, lest the steps scale up rounding: a tiny network that learns fast is chaotic. A relative error of
+# 1e-6 in an update still shows in the parameters.
+TOLERANCE, RATE = 1e-11, 1e-5
 # With LARS as on ImageNet, beside every method and ablation with Adam.
 CASES: dict[str, dict[str, Any]] = {
     **{label: {} for label in LABELS},
     "wmse-4 gathered": {"w_size": 128},  # one sub-batch, which nobody can have alone
-    "wmse-4 lars": {"optimizer": "lars", "schedule": "cosine", "lr": 0.1},
+    "wmse-4 lars": {"optimizer": "lars", "schedule": "cosine", "lr": 100 * RATE},
 }
 
 
 def case_spec(case: str) -> RunSpec:
     """Of sixteen sub-batches, four where they are four times as large: one for each of four processes."""
-    sizes = {"batch_size": BATCH, "w_size": 8, "embedding": 4}
+    sizes = {"batch_size": BATCH, "w_size": 8, "embedding": 4, "lr": RATE}
     return tiny_spec(case.split()[0], epochs=3, lr_drops=[], **{**sizes, **CASES[case]})
 
 
@@ -83,8 +84,8 @@ def test_every_method_and_ablation_takes_the_steps_of_one_process(
         f"{case}: {name} after {'one step' if step == 0 else 'five'}": distance
         for rank in range(processes)
         for case, states in torch.load(tmp_path / f"{rank}.pt").items()
-        for step, tolerance in enumerate(TOLERANCES)
+        for step in range(2)
         for name, value in wanted[case][step].items()
-        if decides(case, name) and (distance := apart(states[step][name], value)) > tolerance
+        if decides(case, name) and (distance := apart(states[step][name], value)) > TOLERANCE
     }
     assert differ == {}

@@ -198,7 +198,8 @@ class WarmUp:
             opened.callback(trainer.close)
             index = torch.arange(size)
             # Decoded meanwhile as in training, but no more than a batch ahead: filling the memory would hold up the steps.
-            trainer.images.read_ahead(itertools.repeat(index), limit=size * 3 * math.prod(image_shape(spec.benchmark)))
+            ahead = size * 3 * math.prod(image_shape(spec.benchmark))
+            trainer.images.read_ahead(itertools.repeat(index), ahead)
             return lambda: trainer.step(index)
 
         def fit(size: int) -> int:
