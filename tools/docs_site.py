@@ -50,7 +50,8 @@ def on_page_read_source(page: Page, config: MkDocsConfig) -> str | None:
     if not isinstance(file, Code):
         return None
     language = file.src_uri.rpartition(".")[2]
-    return f"---\nsearch: {{ exclude: true }}\n---\n# `{file.src_uri}`\n\n~~~~ {language}\n{file.content_string}~~~~\n"
+    head = "---\nsearch: { exclude: true }\nhide: [toc]\n---\n"
+    return f"{head}# `{file.src_uri}`\n\n~~~~ {language}\n{file.content_string}~~~~\n"
 
 
 def _links(path: str) -> Iterator[str]:
