@@ -151,6 +151,11 @@ def test_the_loss_trains_a_model_of_lightly(tmp_path: Path) -> None:
     assert 0.5 < float(loss) < 3  # of unit vectors: about 2 where the views have nothing in common
 
 
+def test_the_page_on_the_api_has_the_names_that_stay() -> None:
+    documented = re.findall(r"^::: (\S+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+    assert {f"wmse.{name}" for name in wmse.__all__} - {"wmse.__version__"} <= set(documented)
+
+
 def test_the_recipes_of_the_page_on_numbers_are_those_of_the_runs() -> None:
     def both(name: str) -> str:
         return " / ".join(dict.fromkeys(f"{getattr(spec, name):g}" for spec in (two, four)))
