@@ -11,7 +11,7 @@ IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 # The preset to look at, e.g. `make estimate PRESET=paper`; that of config.yaml if empty.
 PRESET ?=
 
-.PHONY: help quickstart estimate test test-processors test-faults test-learning test-page bench lint format lock image sif test-containers slurm test-slurm clean
+.PHONY: help quickstart estimate test test-processors test-faults test-learning test-page bench lint docs format lock image sif test-containers slurm test-slurm clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -66,11 +66,20 @@ format: $(VENV)/.complete ## apply the formatters
 	$(IN_VENV) ruff format .
 	$(IN_VENV) snakefmt workflow
 
+$(VENV)/.docs: $(VENV)/.complete envs/docs.lock
+	$(PYTHON) -m pip --python $(BIN)/python install --require-hashes -r envs/docs.lock --progress-bar off
+	touch $@
+
+docs: $(VENV)/.docs ## the documentation as a site in build/docs; a link or a name in it that leads nowhere is an error
+	$(IN_VENV) NO_MKDOCS_2_WARNING=1 mkdocs build
+	$(IN_VENV) python tools/check_site.py build/docs
+
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 lock: ## resolve the dependencies again (needs uv): everything, and what the image needs at the same versions
 	$(LOCK) --extra dev pyproject.toml --output-file envs/requirements.lock
 	$(LOCK) --constraint envs/requirements.lock pyproject.toml --output-file envs/runtime.lock
 	$(LOCK) --constraint envs/requirements.lock --extra bench pyproject.toml --output-file envs/bench.lock
+	$(LOCK) --constraint envs/requirements.lock --extra docs pyproject.toml --output-file envs/docs.lock
 	$(LOCK) --constraint envs/requirements.lock --extra slurm pyproject.toml --output-file envs/slurm.lock
 	$(PYTHON) tools/conda_env.py > envs/wmse.yaml
 

@@ -18,6 +18,7 @@ from builders import ROOT
 from builders.data import make_images
 from builders.runs import TINY
 from builders.workflow import PATIENT, environment
+from wmse.config import baselines, experiments, make_spec
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "results/reference/README.md"]
 
@@ -32,6 +33,32 @@ def test_links_lead_to_files(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text())
     missing = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
     assert missing == []
+
+
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    listed = [page for entry in nav for page in entry.values()]
+    assert {str(page.relative_to(ROOT)) for page in PAGES} <= set(listed)
+    assert [page for page in listed if not (ROOT / page).is_file()] == []
+
+
+def test_the_check_of_the_site_finds_what_leads_nowhere_and_what_a_network_has(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    (site / "a").mkdir(parents=True)
+    links = ("a/b.html#here", "a/b.html#there", "c.html", "https://example.org")
+    loads = '<script src="https://example.org/x.js"></script><img src="data:,"><link href="//example.org/f.css">'
+    (site / "index.html").write_text("".join(f'<a href="{link}">x</a>' for link in links) + loads)
+    (site / "a/b.html").write_text('<h1 id="here"><a href="../index.html#">x</a></h1>')
+    (site / "font.css").write_text("@font-face { src: url(https://example.org/f.woff) }")
+    done = subprocess.run([sys.executable, ROOT / "tools/check_site.py", site], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert [line.removeprefix(f"{site.resolve()}/") for line in done.stdout.splitlines()] == [
+        "index.html: a/b.html#there: no such anchor",
+        "index.html: c.html: no such file",
+        "index.html: https://example.org/x.js: is loaded from a network",
+        "index.html: //example.org/f.css: is loaded from a network",
+        "font.css: https://example.org/f.woff: is loaded from a network",
+    ]
 
 
 def test_the_worked_examples_of_plugins_run_outside_the_package(tmp_path: Path) -> None:
@@ -122,6 +149,42 @@ def test_the_loss_trains_a_model_of_lightly(tmp_path: Path) -> None:
     ((steps, loss),) = re.findall(r"([0-9]+) steps, loss ([0-9.]+)", run_blocks(tmp_path, "python", block))
     assert int(steps) == 2
     assert 0.5 < float(loss) < 3  # of unit vectors: about 2 where the views have nothing in common
+
+
+def test_the_page_on_the_api_has_the_names_that_stay() -> None:
+    documented = re.findall(r"^::: (\S+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+    assert {f"wmse.{name}" for name in wmse.__all__} - {"wmse.__version__"} <= set(documented)
+
+
+def test_the_recipes_of_the_page_on_numbers_are_those_of_the_runs() -> None:
+    def both(name: str) -> str:
+        return " / ".join(dict.fromkeys(f"{getattr(spec, name):g}" for spec in (two, four)))
+
+    rows = re.findall(r"^\| `(\w+)` \| (resnet.*) \|$", (ROOT / "docs/numbers.md").read_text(), re.MULTILINE)
+    assert len(rows) == 6
+    for benchmark, row in rows:
+        two, four = (make_spec(f"{benchmark}/wmse-{d}", 0) for d in (2, 4))
+        names = ("epochs", "lr", "batch_size", "embedding", "w_size", "w_iter", "view_size")
+        assert row.split(" | ") == [two.arch, *map(both, names)]
+
+
+def test_the_page_on_numbers_lists_the_runs_of_every_experiment() -> None:
+    rows = re.findall(r"^\| [^|]+ \| `(\w+)` \| ([^|]+) \|", (ROOT / "docs/numbers.md").read_text(), re.MULTILINE)
+    listed = {name: re.findall(r"`([^`]+)`", cell) for name, cell in rows}
+    trained = {name: [m for m in block["methods"] if m not in baselines()] for name, block in experiments().items()}
+    assert listed == trained
+
+
+def test_the_page_on_numbers_computes_what_the_tables_say(tmp_path: Path) -> None:
+    page = ROOT / "docs/numbers.md"
+    (tmp_path / "results").mkdir()
+    for name in ("results/reference", "workflow", "config.yaml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (block,) = blocks(page, "python")
+    printed = run_blocks(tmp_path, "python", block).strip()
+    assert printed in block
+    assert printed in (ROOT / "results/reference/cpu/tables.md").read_text()
+    run_blocks(tmp_path, "sh", *blocks(page, "sh"))
 
 
 def test_the_tutorial_lists_the_names_that_stay() -> None:

@@ -53,6 +53,19 @@ def test_a_cluster_gets_the_executor_and_otherwise_what_the_environment_installs
     assert set(more) == {"snakemake-executor-plugin-slurm", "snakemake-executor-plugin-slurm-jobstep"}
 
 
+def test_the_site_is_built_with_what_the_environment_installs() -> None:
+    environment, docs = pins("envs/requirements.lock"), pins("envs/docs.lock")
+    assert pins("envs/runtime.lock").items() <= docs.items()
+    assert {name: docs[name] for name in docs.keys() & environment} == {
+        name: environment[name] for name in docs.keys() & environment
+    }
+
+
+@pytest.mark.parametrize("lock", sorted(path.name for path in (ROOT / "envs").glob("*.lock")))
+def test_no_lock_names_where_packages_come_from(lock: str) -> None:
+    assert [line for line in (ROOT / "envs" / lock).read_text().splitlines() if "://" in line or line[:1] == "-"] == []
+
+
 def test_the_image_names_this_version() -> None:
     assert f"\nARG VERSION={wmse.__version__}\n" in (ROOT / "Dockerfile").read_text()
 

@@ -46,7 +46,7 @@ def pretrain(
 
     Raises:
         ConfigError, DataError, CheckpointError, TrainingError: the message says what to do.
-        Stopped (`wmse.training`): by Ctrl-C or a signal, with a checkpoint; the same call goes on.
+        wmse.training.Stopped: by Ctrl-C or a signal, with a checkpoint; the same call goes on.
     """
     if isinstance(run, RunSpec):
         if parameters or seed:

@@ -57,7 +57,9 @@ class WMSELoss(nn.Module):
     """`wmse_loss` for training loops that hold a loss as a module: `WMSELoss(w_size=128)(z0, z1)`.
 
     Args:
-        w_size, w_iter, normalize: as of `wmse_loss`.
+        w_size: samples in a whitened sub-batch, as of `wmse_loss`.
+        w_iter: independent slicings, as there.
+        normalize: cosine instead of Euclidean distance, as there.
 
     It has no parameters and no state; each call draws its slices from torch's global CPU generator. Of several
     processes, each whitens the images that it is given: w_size must divide their number.
@@ -152,7 +154,8 @@ def byol_loss(predictions: Tensor, targets: Tensor, normalize: bool = True) -> T
     """BYOL's regression of each view's target from every other view, both directions of a pair added.
 
     Args:
-        predictions, targets: (d, N, k), d >= 2; `targets` should carry no gradient.
+        predictions: (d, N, k), d >= 2.
+        targets: (d, N, k), which should carry no gradient.
         normalize: squared distance of the unit vectors, 2 - 2 cos; False is the mean squared error, whose mean also
             runs over the k dimensions.
 
