@@ -197,7 +197,7 @@ class WarmUp:
             trainer = Trainer(Job(part, data, RunFolder(self.folder), runtime, progress_bar=False))
             opened.callback(trainer.close)
             index = torch.arange(size)
-            # Decoded meanwhile as in training, but no more than a batch ahead: filling the memory would hold up the steps.
+            # Decoded meanwhile as in training, but no more than a batch ahead: filling the memory would hold them up.
             ahead = size * 3 * math.prod(image_shape(spec.benchmark))
             trainer.images.read_ahead(itertools.repeat(index), ahead)
             return lambda: trainer.step(index)
