@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wmse.cli_config import read_project
+from wmse.cli_config import find_run
 
 if TYPE_CHECKING:
     from wmse.pretrained import Pretrained
@@ -119,13 +119,7 @@ def _open(options: argparse.Namespace) -> Pretrained:
     """The run that the arguments name: by its place, or as one of the configuration."""
     from wmse.pretrained import open_run
 
-    path = Path(options.run)
-    if not path.exists() and (options.root / "config.yaml").exists():
-        from wmse.runs.folder import RunFolder
-
-        project = read_project(options)
-        path = RunFolder.of(options.root / project.settings["results"], project.find(options.run).run).path
-    return open_run(path)
+    return open_run(find_run(options, options.run)[0])
 
 
 def _runtime(options: argparse.Namespace, say: Say) -> Runtime:

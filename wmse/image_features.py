@@ -27,12 +27,12 @@ import torch
 from torch import Tensor
 
 from wmse.datasets.decode import decode_any
-from wmse.datasets.download import progress_bar
 from wmse.encoder import Encoder, Preprocessing
 from wmse.errors import ConfigError, DataError, TrainingError
 from wmse.files import atomic_path, write_json, write_text
 from wmse.images import AHEAD, decode
 from wmse.pretrained import Pretrained
+from wmse.progress import progress_bar
 from wmse.read_ahead import ReadAhead
 from wmse.runtime import Runtime
 

@@ -200,11 +200,15 @@ def plugin_options(settings: Mapping[str, Any]) -> list[str]:
     return [word for path in settings["plugins"] or () for word in ("--plugin", path)]
 
 
-def pretrain_flags(jobs: int, cores: int, settings: Mapping[str, Any]) -> str:
-    """How often checkpoints are written, and no progress bar where several runs would share the terminal."""
-    words = _options(settings, "checkpoint_seconds", "checkpoint_epochs", "keep_checkpoints")
+def pretrain_flags(settings: Mapping[str, Any]) -> str:
+    """How often checkpoints are written."""
+    return shlex.join(_options(settings, "checkpoint_seconds", "checkpoint_epochs", "keep_checkpoints")) + " "
+
+
+def progress_flag(jobs: int, cores: int, settings: Mapping[str, Any]) -> str:
+    """No progress bar where several of the `jobs` would share the terminal."""
     alone = jobs == 1 or uses_gpu(settings["device"]) or share_of_cores(jobs, cores, settings) == cores
-    return shlex.join(words if alone else [*words, "--no-progress"]) + " "
+    return "" if alone else "--no-progress "
 
 
 def _options(settings: Mapping[str, Any], *keys: str) -> list[str]:

@@ -119,7 +119,11 @@ class Project:
         for spec in self.runs:
             if run in (spec.run, spec.name):
                 return spec
-        raise ConfigError(unknown("run", run, (spec.name for spec in self.runs)))
+        preset = self.settings["preset"]
+        raise ConfigError(
+            f"{unknown('run', run, (spec.name for spec in self.runs))}. These are of the preset {preset}; "
+            "`wmse runs --preset NAME` lists those of another"
+        )
 
 
 def load_project(config: Mapping[str, Any], root: Path = Path()) -> Project:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from wmse.datasets.archives import open_raw
-from wmse.datasets.download import DownloadError, download, progress_bar
+from wmse.datasets.download import DownloadError, download
 from wmse.datasets.prepared import Prepared, load_prepared, write_arrays, write_listing
 from wmse.datasets.source import Archive, Log, Source
 from wmse.errors import DataError
 from wmse.files import file_digest
 from wmse.locks import exclusive_lock
+from wmse.progress import progress_bar
 
 
 def prepare_source(

@@ -22,12 +22,12 @@ from wmse.config import DIGITS
 from wmse.datasets.archives import RawFiles
 from wmse.datasets.build import prepare_source
 from wmse.datasets.decode import decode_any
-from wmse.datasets.download import progress_bar
 from wmse.datasets.prepared import MANIFEST, Prepared, load_prepared
 from wmse.datasets.source import UNLABELED, Archive, Chunk, Listing, Log, Rows, Source
 from wmse.errors import DataError, explain
 from wmse.files import write_json, write_text
 from wmse.image_folders import FILES, NAMED, Entry, Survey
+from wmse.progress import progress_bar
 from wmse.read_ahead import ReadAhead
 
 BROKEN = "broken-files.txt"  # In the folder of the data set: every file that cannot be read, with the reason.
