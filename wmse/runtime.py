@@ -110,7 +110,7 @@ def resolve(
     if on_gpu and world.store:
         torch.cuda.set_device(place)  # which NCCL is to use
     if precision == "auto":
-        has_bf16 = torch.cuda.is_bf16_supported() if on_gpu else _cpu_has_bf16()
+        has_bf16 = torch.cuda.is_bf16_supported() if on_gpu else cpu_has_bf16()
         precision = "bf16" if has_bf16 else "fp32"
     if threads:
         torch.set_num_threads(threads)
@@ -192,11 +192,14 @@ def compiler_errors(where: Callable[[], str]) -> Iterator[None]:
         ) from None
 
 
-def _cpu_has_bf16() -> bool:
+BF16_FLAGS = ("avx512_bf16", "amx_bf16")  # As /proc/cpuinfo names what a CPU can do.
+
+
+def cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bfloat16 natively; emulation would be slower than float32."""
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
             flags = next((line for line in file if line.startswith("flags")), "")
     except OSError:
         return False
-    return any(flag in flags.split() for flag in ("avx512_bf16", "amx_bf16"))
+    return any(flag in flags.split() for flag in BF16_FLAGS)

@@ -18,6 +18,7 @@ from wmse.datasets import SOURCES
 from wmse.datasets.build import placed_raw, verify_raw
 from wmse.errors import WmseError
 from wmse.losses import wmse_loss
+from wmse.machine import existing_parent
 from wmse.provenance import cpu_name
 from wmse.whitening import whiten
 
@@ -114,9 +115,7 @@ def check_versions() -> str:
 
 def check_writable(folder: Path) -> str:
     """A file can be written in `folder`, or the folder can be made where it would lie."""
-    place = folder
-    while not place.exists():
-        place = place.absolute().parent
+    place = existing_parent(folder)
     try:
         with tempfile.TemporaryFile(dir=place):
             pass
