@@ -178,13 +178,14 @@ def test_wrong_arguments_exit_with_2(option: str, capsys: pytest.CaptureFixture[
         (["prepare", "imagenet", "--data-root", "nowhere"], ["imagenet", "train"]),
         (["pretrain"], ["wmse runs"]),
         (["pretrain", "cifar10/wmse-9/seed0"], ["unknown run", "garments/wmse-4/seed0"]),
-        (["pretrain", "garments/random/seed0"], ["nothing to train"]),
+        (["pretrain", "garments/random/seed0"], ["nothing to train", "wmse evaluate garments/random/seed0"]),
         (["pretrain", "--spec", "{"], ["--spec", "not valid JSON"]),
         (["pretrain", "--spec", "[]"], ["--spec", "JSON object"]),
         (["pretrain", "--spec", '{"benchmark": "cifar10", "method": "wmse", "w_size": 100}'], ["multiple of w_size"]),
         (["pretrain", "garments/wmse-4/seed0", "--data-root", "nowhere"], ["wmse prepare garments"]),
         (["runs", "--preset", "fast"], ["unknown preset 'fast'", "quick"]),
-        (["runs", "--root", "nowhere"], ["nowhere/config.yaml"]),
+        (["runs", "--root", "nowhere"], ["nowhere/config.yaml", "wmse init", "--root"]),
+        (["evaluate", "garments/wmse-4/seed0", "--data-root", "nowhere"], ["wmse prepare garments"]),
         (["report", "nowhere"], ["nowhere"]),
         (["compare", "garments/wmse-4/seed0", "garments/wmse-5/seed0"], ["unknown run", "wmse runs --preset NAME"]),
         (["doctor", "--preset", "fast"], ["unknown preset 'fast'"]),
@@ -197,6 +198,23 @@ def test_bad_input_is_one_message_and_a_failure(arguments: list[str], words: lis
     assert "Traceback" not in done.stderr
     assert done.stderr.count("wmse: error:") == 1
     assert [word for word in words if word not in done.stderr] == []
+
+
+def test_a_run_that_is_not_there_yet_names_the_command_that_makes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text("preset: quick")
+    assert main(["export", "garments/wmse-4/seed0", "--root", str(tmp_path)]) == 1
+    assert "has not been trained: run `wmse pretrain garments/wmse-4/seed0` first" in capsys.readouterr().err
+
+
+def test_damaged_data_name_the_command_to_repeat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = tmp_path / "cifar10/raw/cifar-10-batches-py"
+    raw.mkdir(parents=True)
+    assert main(["prepare", "cifar10", "--data-root", str(tmp_path)]) == 1
+    message = capsys.readouterr().err
+    assert f"{raw}/data_batch_1: this file of the official folder is missing" in message
+    assert message.endswith("Once that is put right, run `wmse prepare cifar10` again\n")
 
 
 def test_an_unwritable_output_is_one_message(tmp_path: Path) -> None:

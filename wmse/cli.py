@@ -296,7 +296,9 @@ def run_estimate(options: argparse.Namespace, output: Output) -> None:
 def run_pretrain(options: argparse.Namespace, output: Output) -> int:
     spec, folder, preset = selected_run(options)
     if not spec.trained:
-        raise ConfigError(f"{spec.run}: the baseline '{spec.method}' has nothing to train; use `wmse evaluate`")
+        raise ConfigError(
+            f"{spec.run}: the baseline '{spec.method}' has nothing to train: run `wmse evaluate {spec.name}`"
+        )
     spec.check_processes(options.processes, options.nodes)
     from wmse.distributed import join, started_by_launcher
 

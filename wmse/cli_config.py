@@ -37,7 +37,10 @@ def add_plugins(files: Sequence[Path]) -> None:
 def read_project(options: argparse.Namespace) -> Project:
     from wmse.config import load_project, read_yaml
 
-    config = read_yaml(options.root / "config.yaml")
+    file = options.root / "config.yaml"
+    if not file.exists():
+        raise ConfigError(f"{file}: does not exist: run `wmse init FOLDER` to have one, or name its folder by --root")
+    config = read_yaml(file)
     return load_project({**config, "preset": options.preset} if options.preset else config, options.root)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wmse.cli_config import find_run
+from wmse.errors import CheckpointError
 
 if TYPE_CHECKING:
     from wmse.pretrained import Pretrained
@@ -119,7 +120,10 @@ def _open(options: argparse.Namespace) -> Pretrained:
     """The run that the arguments name: by its place, or as one of the configuration."""
     from wmse.pretrained import open_run
 
-    return open_run(find_run(options, options.run)[0])
+    path, spec = find_run(options, options.run)
+    if spec and not path.exists():
+        raise CheckpointError(f"{path}: the run has not been trained: run `wmse pretrain {spec.name}` first")
+    return open_run(path)
 
 
 def _runtime(options: argparse.Namespace, say: Say) -> Runtime:

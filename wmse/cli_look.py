@@ -99,9 +99,9 @@ def run_compare(options: argparse.Namespace, output: Say) -> None:
 
 def run_doctor(options: argparse.Namespace, output: Say) -> None:
     """`wmse doctor`."""
+    project = read_project(options)  # before what takes seconds to import
     from wmse.doctor import examine, summarize
 
-    project = read_project(options)
     results = options.results or options.root / project.settings["results"]
     data_root = options.data_root or options.root / project.settings["data_root"]
     findings = examine(project, results, data_root)

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 MOST_POINTS = 500  # Test images on the map of a run.
 BATCH = 500  # Images of one forward pass.
+NOT_FINITE = (
+    "the encoder gives features that are not finite: its training has diverged: lower `lr` or lengthen the warm-up "
+    "under `parameters`, which makes another run, and train that"
+)
 
 
 @torch.no_grad()
@@ -54,7 +58,7 @@ def extract(
                 parts.append(encoder(runtime.batch(batch)).float())
         features = torch.cat(parts)
         if not features.isfinite().all():
-            raise TrainingError("the encoder gives features that are not finite: its training has diverged")
+            raise TrainingError(NOT_FINITE)
         return features
     finally:
         encoder.train(was_training)

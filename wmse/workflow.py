@@ -35,7 +35,7 @@ def init_folder(folder: Path) -> list[Path]:
     workflow = folder / "workflow"
     for target in (config, workflow):
         if os.path.lexists(target):
-            raise ConfigError(f"{target}: exists already and stays as it is; nothing was written")
+            raise ConfigError(f"{target}: exists already and stays as it is; nothing was written: name another folder")
     shutil.copytree(TEMPLATE / "workflow", workflow, copy_function=shutil.copyfile)
     shutil.copyfile(TEMPLATE / "config.yaml", config)
     return [config, workflow]
@@ -98,7 +98,7 @@ def binds(pairs: Iterable[tuple[str, str]], given: str) -> str:
     listed = [bind for bind in given.split(",") if bind]
     for source, place in pairs:
         if set(",:") & set(source + place):
-            raise WmseError(f"{place}: a path with ',' or ':' cannot be shown in a container")
+            raise WmseError(f"{place}: a path with ',' or ':' cannot be shown in a container: rename or move it")
         if f"{source}:{place}" not in listed:
             listed.append(f"{source}:{place}")
     return ",".join(listed)

@@ -32,10 +32,16 @@ def prepare_source(
     with exclusive_lock(lock, f"wmse prepare {source.name}", DataError, wait=math.inf, say=log):
         if found := _find_prepared(source, data_root, pack):  # another process may have finished meanwhile
             return found
-        if source.streamed:
-            write_listing(source, data_root, source.scan(source, data_root, log), pack)
-        else:
-            _prepare_arrays(source, data_root, download, log)
+        try:
+            if source.streamed:
+                write_listing(source, data_root, source.scan(source, data_root, log), pack)
+            else:
+                _prepare_arrays(source, data_root, download, log)
+        except DataError as error:
+            command = f"run `wmse prepare {source.name}`"
+            if command in str(error):
+                raise
+            raise DataError(f"{error}\nOnce that is put right, {command} again") from error
         return load_prepared(source, data_root)
 
 

@@ -362,7 +362,10 @@ def _fresh_folder(source: Source, data_root: Path) -> Path:
 def _check_space(source: Source, folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:  # say so now, not after a download and minutes of reading
-        raise DataError(f"{folder}: {source.name} needs {needed / 1e9:.1f} GB, only {free / 1e9:.1f} GB are free")
+        raise DataError(
+            f"{folder}: {source.name} needs {needed / 1e9:.1f} GB, only {free / 1e9:.1f} GB are free: free some, or "
+            "choose another folder (`data_root` in config.yaml, --data-root)"
+        )
 
 
 def _store_labels(folder: Path, name: str, labels: np.ndarray) -> dict[str, Any]:

@@ -92,7 +92,10 @@ class Trainer:
         self.images = open_images(job.data["pretrain"], source, spec, device, replayed=job.runtime.compile)
         self.steps_per_epoch = len(self.images) // spec.batch_size  # the last partial batch is dropped
         if not self.steps_per_epoch:
-            raise ConfigError(f"{spec.cell}: batch_size ({spec.batch_size}) exceeds the {len(self.images)} images")
+            raise ConfigError(
+                f"{spec.cell}: batch_size ({spec.batch_size}) exceeds the {len(self.images)} images: lower it under "
+                "`parameters`"
+            )
         self.method = job.runtime.place(build_method(spec, stream_seed(spec.seed, "weights")))
         self.loss_over = spec.loss_over(self.world.size)
         if self.loss_over == "batch":
