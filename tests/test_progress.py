@@ -43,6 +43,9 @@ def test_a_bar_is_on_a_terminal_only_unless_told_otherwise(monkeypatch: pytest.M
         pass
     assert "1.00k/2.00k" in terminal.getvalue()
     assert progress_bar(1, "step", shown=False).disable
+    before = terminal.getvalue()
+    assert list(tracked(["alone"], "image", "reading")) == ["alone"]
+    assert terminal.getvalue() == before
     log = error_output(monkeypatch, terminal=False)
     assert list(tracked([1, 2], "image", "reading")) == [1, 2]
     assert log.getvalue() == ""

@@ -31,8 +31,8 @@ def progress_bar(total: int, unit: str, name: str = "", start: int = 0, shown: b
 
 
 def tracked(items: Sequence[T], unit: str, name: str) -> Iterator[T]:
-    """The items, with a bar of how many have been dealt with."""
-    with progress_bar(len(items), unit, name) as bar:
+    """The items, with a bar of how many have been dealt with, which of a single one would tell nothing."""
+    with progress_bar(len(items), unit, name, shown=None if len(items) > 1 else False) as bar:
         for item in items:
             yield item
             bar.update()
