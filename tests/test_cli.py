@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from builders import ROOT
-from builders.runs import tiny_spec
+from builders.runs import TINY, make_job, make_trainer, tiny_spec
 from wmse.cli import main
+from wmse.config.spec import FIELDS
+from wmse.datasets import ArrayDataset
 from wmse.errors import STOPPED_EXIT
+from wmse.locks import exclusive_lock
 from wmse.methods import StepOutput
-from wmse.training import Trainer
+from wmse.runs.evaluate import evaluate
+from wmse.runs.folder import RunFolder
+from wmse.runs.state import RunState
+from wmse.training import Trainer, pretrain
 
 
 def wmse(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -28,10 +37,81 @@ def wmse(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 def test_runs_lists_the_active_configuration() -> None:
     done = wmse("runs", "--preset", "quick")
     assert done.returncode == 0
-    runs = [line.rsplit("-", 1)[0] for line in done.stdout.splitlines()]
+    runs = [line.split()[0].rsplit("-", 1)[0] for line in done.stdout.splitlines()]
     for label in ("simclr", "byol", "wmse-2", "wmse-4", "wmse-2@no-whitening", "random", "pixels"):
         assert f"garments/{label}/seed0" in runs
     assert len(runs) == len(set(runs))
+
+
+def test_runs_shows_how_far_each_of_them_is(
+    data: ArrayDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    block = {"benchmarks": ["cifar10"], "methods": ["wmse-2", "wmse-4", "random", "pixels"]}
+    (tmp_path / "config.yaml").write_text(json.dumps({"experiments": [block], "parameters": {"*": TINY}}))
+    trained, stopped, done, failed = (tiny_spec(label) for label in ("wmse-2", "wmse-4", "random", "pixels"))
+    folders = {spec: RunFolder.of(tmp_path / "results", spec.run) for spec in (trained, stopped, done, failed)}
+
+    def states() -> list[str]:
+        assert main(["runs", "--root", str(tmp_path)]) == 0
+        return [line.partition("  ")[2].strip() for line in capsys.readouterr().out.splitlines()]
+
+    assert states() == ["not started"] * 4
+    pretrain(make_job(trained, data, folders[trained].path))
+    make_trainer(stopped, data, folders[stopped].path).run()  # all but the record that makes it a finished one
+    evaluate(make_job(done, data, folders[done].path))
+    folders[failed].path.mkdir(parents=True)
+    folders[failed].evaluate_log.write_text("wmse: error: no data: run `wmse prepare cifar10`\n")
+    metrics = json.loads(folders[done].result.read_text())["metrics"]
+    finished = f"finished: linear top-1 {metrics['linear_top1']:.2f} %, 5-nn {metrics['knn5_top1']:.2f} %"
+    assert states() == [
+        "trained, to be evaluated",
+        "stopped at step 9 of 9",
+        finished,
+        "failed: no data: run `wmse prepare cifar10`",
+    ]
+    with exclusive_lock(folders[stopped].lock, "wmse pretrain"):
+        assert re.fullmatch(r"training at step 9 of 9, 0:00:0\d left", states()[1])
+    with exclusive_lock(folders[done].lock, "wmse evaluate"):
+        assert states()[2] == "evaluating"
+    assert main(["runs", "--root", str(tmp_path), "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["run"], row["state"]) for row in rows] == [
+        (trained.run, "trained"),
+        (stopped.run, "stopped"),
+        (done.run, "done"),
+        (failed.run, "failed"),
+    ]
+    assert rows[2]["metrics"] == {name: value for name, value in metrics.items() if value is not None}
+    assert {name: rows[0][name] for name in trained.to_dict()} == trained.to_dict()
+
+
+def test_a_state_hides_no_parameter_of_a_run() -> None:
+    assert {field.name for field in dataclasses.fields(RunState)} & set(FIELDS) == {"epochs"}  # the same in both
+
+
+def test_what_looks_speaks_json_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, results = str(tmp_path / "data"), tmp_path / "results"
+
+    def answer(status: int, *arguments: str) -> dict[str, Any]:
+        assert main([*arguments, "--json"]) == status
+        return json.loads(capsys.readouterr().out)
+
+    places = ["--data-root", data, "--results", str(results)]
+    checks = answer(0, "selfcheck", *places)["checks"]
+    assert all(check["passed"] for check in checks)
+    assert answer(0, "verify", *places) == {"checked": {}, "problems": []}
+    assert main(["prepare", "fashion_mnist", "--data-root", data]) == 0
+    (tmp_path / "data/fashion_mnist/prepared/train-labels.npy").write_bytes(b"")
+    results.write_text("a file")
+    capsys.readouterr()
+    found = answer(1, "verify", *places)
+    assert found["checked"] == {"raw data": 1, "prepared data": 1}
+    assert "train-labels.npy" in found["problems"][0]
+    failed = [check["name"] for check in answer(1, "selfcheck", *places)["checks"] if not check["passed"]]
+    assert failed == ["results"]
+    look = answer(0, "watch", "--once", "--root", str(ROOT))
+    assert look["preset"] == "quick"
+    assert {"run", "state", "step", "metrics"} <= look["runs"][0].keys()
 
 
 def test_help_and_light_commands_do_not_import_torch() -> None:
@@ -98,14 +178,17 @@ def test_wrong_arguments_exit_with_2(option: str, capsys: pytest.CaptureFixture[
         (["prepare", "imagenet", "--data-root", "nowhere"], ["imagenet", "train"]),
         (["pretrain"], ["wmse runs"]),
         (["pretrain", "cifar10/wmse-9/seed0"], ["unknown run", "garments/wmse-4/seed0"]),
-        (["pretrain", "garments/random/seed0"], ["nothing to train"]),
+        (["pretrain", "garments/random/seed0"], ["nothing to train", "wmse evaluate garments/random/seed0"]),
         (["pretrain", "--spec", "{"], ["--spec", "not valid JSON"]),
         (["pretrain", "--spec", "[]"], ["--spec", "JSON object"]),
         (["pretrain", "--spec", '{"benchmark": "cifar10", "method": "wmse", "w_size": 100}'], ["multiple of w_size"]),
         (["pretrain", "garments/wmse-4/seed0", "--data-root", "nowhere"], ["wmse prepare garments"]),
         (["runs", "--preset", "fast"], ["unknown preset 'fast'", "quick"]),
-        (["runs", "--root", "nowhere"], ["nowhere/config.yaml"]),
+        (["runs", "--root", "nowhere"], ["nowhere/config.yaml", "wmse init", "--root"]),
+        (["evaluate", "garments/wmse-4/seed0", "--data-root", "nowhere"], ["wmse prepare garments"]),
         (["report", "nowhere"], ["nowhere"]),
+        (["compare", "garments/wmse-4/seed0", "garments/wmse-5/seed0"], ["unknown run", "wmse runs --preset NAME"]),
+        (["doctor", "--preset", "fast"], ["unknown preset 'fast'"]),
     ],
 )
 def test_bad_input_is_one_message_and_a_failure(arguments: list[str], words: list[str], tmp_path: Path) -> None:
@@ -115,6 +198,23 @@ def test_bad_input_is_one_message_and_a_failure(arguments: list[str], words: lis
     assert "Traceback" not in done.stderr
     assert done.stderr.count("wmse: error:") == 1
     assert [word for word in words if word not in done.stderr] == []
+
+
+def test_a_run_that_is_not_there_yet_names_the_command_that_makes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text("preset: quick")
+    assert main(["export", "garments/wmse-4/seed0", "--root", str(tmp_path)]) == 1
+    assert "has not been trained: run `wmse pretrain garments/wmse-4/seed0` first" in capsys.readouterr().err
+
+
+def test_damaged_data_name_the_command_to_repeat(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = tmp_path / "cifar10/raw/cifar-10-batches-py"
+    raw.mkdir(parents=True)
+    assert main(["prepare", "cifar10", "--data-root", str(tmp_path)]) == 1
+    message = capsys.readouterr().err
+    assert f"{raw}/data_batch_1: this file of the official folder is missing" in message
+    assert message.endswith("Once that is put right, run `wmse prepare cifar10` again\n")
 
 
 def test_an_unwritable_output_is_one_message(tmp_path: Path) -> None:

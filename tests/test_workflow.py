@@ -24,6 +24,7 @@ from wmse.workflow import (
     placement,
     pretrain_flags,
     pretrain_threads,
+    progress_flag,
     rule_graph_config,
     share_of_cores,
     shown_variables,
@@ -303,9 +304,11 @@ def test_commands_say_all_settings_of_the_machine() -> None:
     )
     assert stage_command("evaluate", {**SETTINGS, "deterministic": True}).endswith(" --deterministic ")
     assert stage_command("evaluate", {**SETTINGS, "plugins": ["my method.py"]}).endswith(" --plugin 'my method.py' ")
-    assert pretrain_flags(1, 8, SETTINGS) == "--checkpoint-seconds 600 --keep-checkpoints 2 "
-    several = pretrain_flags(4, 8, {**SETTINGS, "checkpoint_epochs": 3})
-    assert several == "--checkpoint-seconds 600 --checkpoint-epochs 3 --keep-checkpoints 2 --no-progress "
+    assert pretrain_flags(SETTINGS) == "--checkpoint-seconds 600 --keep-checkpoints 2 "
+    often = pretrain_flags({**SETTINGS, "checkpoint_epochs": 3})
+    assert often == "--checkpoint-seconds 600 --checkpoint-epochs 3 --keep-checkpoints 2 "
+    assert progress_flag(1, 8, SETTINGS) == ""
+    assert progress_flag(4, 8, SETTINGS) == "--no-progress "
 
 
 def test_the_figure_is_drawn_with_what_decides_the_rules() -> None:

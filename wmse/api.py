@@ -55,7 +55,7 @@ def pretrain(
     else:
         spec = make_spec(run, seed, [parameters or {}])
     if not spec.trained:
-        raise ConfigError(f"{spec.run}: the baseline '{spec.method}' has nothing to train")
+        raise ConfigError(f"{spec.run}: the baseline '{spec.method}' has nothing to train: run `wmse evaluate`")
     content = load(spec.benchmark, Path(data)) if isinstance(data, str | Path) else data
     folder = RunFolder(Path(out)) if out is not None else RunFolder.of(Path("results"), spec.run)
     runtime = resolve(device, spec.precision, threads=threads, say=log)

@@ -15,9 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import wmse
-from wmse.cli_config import add_config, add_plugins, json_object, read_folder, read_project, selected_run
+from wmse.cli_config import (
+    add_config,
+    add_data_root,
+    add_plugins,
+    json_object,
+    read_folder,
+    read_project,
+    selected_run,
+)
 from wmse.cli_encoder import add_encoder_commands, positive
+from wmse.cli_look import add_look_commands
 from wmse.errors import STOPPED_EXIT, ConfigError, WmseError, explain
+from wmse.progress import beside_bars
 
 if TYPE_CHECKING:
     from wmse.config import RunSpec
@@ -64,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     """All commands with their arguments."""
     parser = argparse.ArgumentParser(prog="wmse", description="Reproduction of W-MSE (ICML 2021), stage by stage.")
     parser.add_argument("--version", action="version", version=f"wmse {wmse.__version__}")
-    parser.set_defaults(log=None)
+    parser.set_defaults(log=None, parser=parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, function: Callable[..., int | None], text: str, **more: Any) -> argparse.ArgumentParser:
@@ -82,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_stages(add)
     _add_services(add)
+    add_look_commands(add)
     add_encoder_commands(add)
     return parser
 
@@ -90,7 +101,7 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
     """What the rules of the workflow call."""
     command = add("prepare", run_prepare, "download or find a benchmark, verify it, store its prepared form")
     command.add_argument("benchmark")
-    _add_data_root(command)
+    add_data_root(command)
     add_config(command)
     command.add_argument("--folders", help="the folders of images as JSON, instead of `datasets` in config.yaml")
     command.add_argument("--no-download", action="store_true", help="use only what lies in the raw folder")
@@ -107,7 +118,6 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument(
         "--keep-checkpoints", type=positive(int), default=2, help="how many of the newest stay (default: 2)"
     )
-    command.add_argument("--no-progress", action="store_true", help="no progress bar, also on a terminal")
     command.add_argument(
         "--processes",
         type=positive(int),
@@ -127,7 +137,7 @@ def _add_stages(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("runs", nargs="*", type=Path, metavar="DIRECTORY", help="directories with a result.json")
     command.add_argument("--out", type=Path, default=Path("results"))
     command.add_argument("--only", choices=["tables", "claims", "plots", "page"], help="default: all")
-    _add_data_root(command)
+    add_data_root(command)
 
     command = add("dag", run_dag, "a figure of the workflow, from `snakemake --rulegraph` on the standard input")
     command.add_argument("--jobs", default="{}", help="the number of jobs of each rule as JSON")
@@ -139,18 +149,9 @@ def _add_services(add: Callable[..., argparse.ArgumentParser]) -> None:
     command = add("init", run_init, "write config.yaml and workflow/ into a folder, for `snakemake --cores all` there")
     command.add_argument("folder", nargs="?", type=Path, default=Path(), help="default: the current folder")
 
-    command = add("runs", run_list, "list the runs of the configuration in the current folder")
-    add_config(command)
-    command.add_argument("--json", action="store_true", help="the full specifications, one a line")
-
-    command = add("watch", run_watch, "all runs of the configuration with their progress, while they are computed")
-    add_config(command)
-    command.add_argument("--seconds", type=positive(float), default=2.0, help="between two looks (default: 2)")
-    command.add_argument("--once", action="store_true", help="print the table and exit")
-
     command = add("estimate", run_estimate, "views, hours and energy of every run, from a short warm-up")
     add_config(command)
-    _add_data_root(command)
+    add_data_root(command)
     _add_runtime(command)
     command.add_argument("--watts", type=float, help="the machine's power, instead of measuring it")
     command.add_argument("--seconds", type=float, default=10.0, help="at most, for one warm-up (default: 10)")
@@ -163,23 +164,14 @@ def _add_services(add: Callable[..., argparse.ArgumentParser]) -> None:
     speed("--decoding", help="with --gpus: images a second that the cores beside each decode (default: enough)")
     command.add_argument("--json", action="store_true", help="one JSON object instead of the table")
 
-    command = add("selfcheck", run_selfcheck, "whether this installation works: arithmetic, data, folders")
-    command.add_argument("--results", type=Path, default=Path("results"), help="a folder that must be writable")
-    _add_data_root(command)
-    command.add_argument("--quiet", action="store_true", help="print only what failed")
-
-    command = add("verify", run_verify, "hash data, checkpoints, encoders and results again: what is damaged?")
-    command.add_argument("runs", nargs="*", type=Path, metavar="DIRECTORY", help="runs (default: all in --results)")
-    command.add_argument("--results", type=Path, default=Path("results"))
-    _add_data_root(command)
-
 
 def _add_run(command: argparse.ArgumentParser) -> None:
     command.add_argument("run", nargs="?", help="a run of the configuration, e.g. cifar10/wmse-4/seed0")
     add_config(command)
     command.add_argument("--spec", help="the run's specification as JSON, instead of a name")
     command.add_argument("--out", type=Path, help="the run's directory (default: results/runs/RUN)")
-    _add_data_root(command)
+    command.add_argument("--no-progress", action="store_true", help="no progress bar, also on a terminal")
+    add_data_root(command)
     _add_runtime(command)
 
 
@@ -197,7 +189,8 @@ class Output:
     def __call__(self, line: str, file: TextIO | None = None) -> None:
         stream = file or sys.stdout
         try:
-            print(line, file=stream, flush=True)
+            with beside_bars():
+                print(line, file=stream, flush=True)
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -215,10 +208,6 @@ class Output:
             self.warned = True
             with contextlib.suppress(OSError):
                 print(f"wmse: warning: {where}: {error.strerror}; going on without it", file=sys.stderr, flush=True)
-
-
-def _add_data_root(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--data-root", type=Path, default=Path("data"), help="folder of the data sets")
 
 
 def _add_runtime(command: argparse.ArgumentParser) -> None:
@@ -250,22 +239,6 @@ def run_init(options: argparse.Namespace, output: Output) -> None:
 
     written = init_folder(options.folder)
     output(f"wrote {' and '.join(str(path) for path in written)}; now run `snakemake --cores all` in that folder")
-
-
-def run_list(options: argparse.Namespace, output: Output) -> None:
-    project = read_project(options)
-    for line in project.describe_folders():
-        output(line, file=sys.stderr)
-    for spec in project.runs:
-        output(json.dumps(spec.to_dict()) if options.json else spec.run)
-
-
-def run_watch(options: argparse.Namespace, output: Output) -> None:
-    from wmse.watch import watch
-
-    project = read_project(options)
-    with contextlib.suppress(KeyboardInterrupt):  # the way to leave
-        watch(project, options.root / project.settings["results"], output, options.seconds, options.once)
 
 
 def run_estimate(options: argparse.Namespace, output: Output) -> None:
@@ -323,7 +296,9 @@ def run_estimate(options: argparse.Namespace, output: Output) -> None:
 def run_pretrain(options: argparse.Namespace, output: Output) -> int:
     spec, folder, preset = selected_run(options)
     if not spec.trained:
-        raise ConfigError(f"{spec.run}: the baseline '{spec.method}' has nothing to train; use `wmse evaluate`")
+        raise ConfigError(
+            f"{spec.run}: the baseline '{spec.method}' has nothing to train: run `wmse evaluate {spec.name}`"
+        )
     spec.check_processes(options.processes, options.nodes)
     from wmse.distributed import join, started_by_launcher
 
@@ -368,7 +343,8 @@ def run_evaluate(options: argparse.Namespace, output: Output) -> None:
         load(name, options.data_root, digest=spec.digest_of(name)) for name in (spec.benchmark, spec.probed)
     )
     runtime = _runtime(options, spec, output)
-    evaluate(Job(spec, data, folder, runtime, preset, log=output, evaluated=evaluated))
+    shown = False if options.no_progress else None
+    evaluate(Job(spec, data, folder, runtime, preset, log=output, progress_bar=shown, evaluated=evaluated))
 
 
 def run_report(options: argparse.Namespace, output: Output) -> None:
@@ -382,25 +358,6 @@ def run_dag(options: argparse.Namespace, output: Output) -> None:
     from wmse.report import write_dag
 
     write_dag(sys.stdin.buffer.read().decode("utf-8", "replace"), json_object("--jobs", options.jobs), options.out)
-
-
-def run_selfcheck(options: argparse.Namespace, output: Output) -> None:
-    from wmse.selfcheck import selfcheck
-
-    failed = selfcheck(options.results, options.data_root, output, options.quiet)
-    if failed:
-        raise WmseError(f"selfcheck: {failed} of the checks failed")
-
-
-def run_verify(options: argparse.Namespace, output: Output) -> None:
-    from wmse.runs.verify import verify
-
-    findings = verify(options.runs, options.data_root, options.results)
-    for line in findings.problems:
-        output(line)
-    if findings.problems:
-        raise WmseError(findings.summary())
-    output(findings.summary())
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------------

@@ -21,6 +21,10 @@ def add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("--preset", help="instead of the preset in config.yaml")
 
 
+def add_data_root(command: argparse.ArgumentParser, default: Path | None = Path("data")) -> None:
+    command.add_argument("--data-root", type=Path, default=default, help="folder of the data sets")
+
+
 def add_plugins(files: Sequence[Path]) -> None:
     """Know the plugins in these files."""
     if files:
@@ -33,7 +37,10 @@ def add_plugins(files: Sequence[Path]) -> None:
 def read_project(options: argparse.Namespace) -> Project:
     from wmse.config import load_project, read_yaml
 
-    config = read_yaml(options.root / "config.yaml")
+    file = options.root / "config.yaml"
+    if not file.exists():
+        raise ConfigError(f"{file}: does not exist: run `wmse init FOLDER` to have one, or name its folder by --root")
+    config = read_yaml(file)
     return load_project({**config, "preset": options.preset} if options.preset else config, options.root)
 
 
@@ -54,6 +61,18 @@ def selected_run(options: argparse.Namespace) -> tuple[RunSpec, RunFolder, str]:
         preset = options.preset or ""
         results = Path("results")
     return spec, RunFolder(options.out) if options.out else RunFolder.of(results, spec.run), preset
+
+
+def find_run(options: argparse.Namespace, name: str) -> tuple[Path, RunSpec | None]:
+    """The place that an argument names, or else the folder of the run of this name, and that run's specification."""
+    path = Path(name)
+    if path.exists() or not (options.root / "config.yaml").exists():
+        return path, None
+    from wmse.runs.folder import RunFolder
+
+    project = read_project(options)
+    spec = project.find(name)
+    return RunFolder.of(options.root / project.settings["results"], spec.run).path, spec
 
 
 def json_object(option: str, text: str) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wmse.cli_config import read_project
+from wmse.cli_config import find_run
+from wmse.errors import CheckpointError
 
 if TYPE_CHECKING:
     from wmse.pretrained import Pretrained
@@ -119,12 +120,9 @@ def _open(options: argparse.Namespace) -> Pretrained:
     """The run that the arguments name: by its place, or as one of the configuration."""
     from wmse.pretrained import open_run
 
-    path = Path(options.run)
-    if not path.exists() and (options.root / "config.yaml").exists():
-        from wmse.runs.folder import RunFolder
-
-        project = read_project(options)
-        path = RunFolder.of(options.root / project.settings["results"], project.find(options.run).run).path
+    path, spec = find_run(options, options.run)
+    if spec and not path.exists():
+        raise CheckpointError(f"{path}: the run has not been trained: run `wmse pretrain {spec.name}` first")
     return open_run(path)
 
 

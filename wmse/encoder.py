@@ -22,6 +22,7 @@ BLOCKS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], list[int]]] = {
     "resnet50": (Bottleneck, [3, 4, 6, 3]),
 }
 STEMS = ("cifar", "small", "imagenet")
+AGAIN = "remove it and run `wmse pretrain` again"  # What helps against a file that is not the encoder of its run.
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def read_encoder(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             about = json.loads((file.metadata() or {}).get("wmse", "{}"))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: not a readable encoder ({error}): run the pretraining again") from None
+        raise CheckpointError(f"{path}: not a readable encoder ({error}): {AGAIN}") from None
     return about if isinstance(about, dict) else {}, state
 
 
@@ -150,7 +151,7 @@ def restore_encoder(path: Path, encoder: Encoder, spec: RunSpec) -> None:
     """Fill `encoder` with the weights of this very run. Raises CheckpointError: missing, damaged, or of another run."""
     about, state = read_encoder(path)
     if about.get("hash") != spec.hash:
-        raise CheckpointError(f"{path}: the encoder of {about.get('run')!s:.80}, not of {spec.run}")
+        raise CheckpointError(f"{path}: the encoder of {about.get('run')!s:.80}, not of {spec.run}: {AGAIN}")
     fill_encoder(path, encoder, state)
 
 
@@ -160,4 +161,4 @@ def fill_encoder(path: Path, encoder: Encoder, state: dict[str, Tensor]) -> None
         encoder.load_state_dict(state, assign=any(parameter.is_meta for parameter in encoder.parameters()))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path}: damaged ({reason}): run the pretraining again") from None
+        raise CheckpointError(f"{path}: damaged ({reason}): {AGAIN}") from None

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
+from math import ceil
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +18,21 @@ from wmse.errors import TrainingError
 from wmse.images import ArrayImages, FileImages, open_images
 from wmse.methods import build_encoder
 from wmse.probes import knn_accuracy, linear_accuracy, principal_plane
+from wmse.probes.neighbours import CHUNK
+from wmse.progress import progress_bar
 from wmse.runs.job import Job
 from wmse.runtime import Runtime
 from wmse.streams import stream, stream_seed
 
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
 MOST_POINTS = 500  # Test images on the map of a run.
+BATCH = 500  # Images of one forward pass.
+NOT_FINITE = (
+    "the encoder gives features that are not finite: its training has diverged: lower `lr` or lengthen the warm-up "
+    "under `parameters`, which makes another run, and train that"
+)
 
 
 @torch.no_grad()
@@ -27,7 +40,7 @@ def extract(
     encoder: nn.Module,
     images: ArrayImages | FileImages,
     runtime: Runtime,
-    between: Callable[[], None] = lambda: None,
+    between: Callable[[], object] = lambda: None,
     part: slice = slice(None),
 ) -> Tensor:
     """(n, f) float32 features of the un-augmented images, in eval mode, not normalised; on the runtime's device.
@@ -39,22 +52,26 @@ def extract(
     encoder.eval()
     try:
         parts = []
-        for batch in images.plain(500, part):
+        for batch in images.plain(BATCH, part):
             between()
             with runtime.autocast():
                 parts.append(encoder(runtime.batch(batch)).float())
         features = torch.cat(parts)
         if not features.isfinite().all():
-            raise TrainingError("the encoder gives features that are not finite: its training has diverged")
+            raise TrainingError(NOT_FINITE)
         return features
     finally:
         encoder.train(was_training)
 
 
 @torch.no_grad()
-def raw_pixels(images: ArrayImages | FileImages) -> Tensor:
-    """(n, 3 * H * W) float32: the normalised pixels themselves as features."""
-    return torch.cat([batch.flatten(1) for batch in images.plain()])
+def raw_pixels(images: ArrayImages | FileImages, between: Callable[[], object] = lambda: None) -> Tensor:
+    """(n, 3 * H * W) float32: the normalised pixels themselves as features; `between` as of `extract`."""
+    parts = []
+    for batch in images.plain(BATCH):
+        between()
+        parts.append(batch.flatten(1))
+    return torch.cat(parts)
 
 
 def open_probe(job: Job) -> list[tuple[ArrayImages | FileImages, Tensor]]:
@@ -80,12 +97,18 @@ def run_features(job: Job) -> tuple[Tensor, Tensor]:
     (train, _), (test, _) = open_probe(job)
     with closing(train), closing(test):
         if spec.method == "pixels":
-            return raw_pixels(train), raw_pixels(test)
-        encoder = build_encoder(spec, stream_seed(spec.seed, "weights"))
-        if spec.trained:
-            restore_encoder(job.folder.encoder, encoder, spec)
-        placed = runtime.place(encoder)
-        return extract(placed, train, runtime), extract(placed, test, runtime)
+            compute = raw_pixels
+        else:
+            encoder = build_encoder(spec, stream_seed(spec.seed, "weights"))
+            if spec.trained:
+                restore_encoder(job.folder.encoder, encoder, spec)
+            compute = partial(extract, runtime.place(encoder), runtime=runtime)
+        with _bar(job, "features", ceil(len(train) / BATCH) + ceil(len(test) / BATCH)) as bar:
+            return compute(train, between=bar.update), compute(test, between=bar.update)
+
+
+def _bar(job: Job, what: str, steps: int) -> tqdm:
+    return progress_bar(steps, "step", f"{job.spec.name}: {what}", shown=job.progress_bar)
 
 
 def map_features(job: Job, test: Tensor) -> dict[str, str] | None:
@@ -110,17 +133,20 @@ def probe_features(job: Job, train: Tensor, test: Tensor) -> dict[str, float | N
     train_labels, test_labels = (
         torch.from_numpy(job.probe[name].labels).to(train.device) for name in ("train", "test")
     )
-    knn = knn_accuracy(train, train_labels, test, test_labels, spec.knn_k)
-    linear = linear_accuracy(
-        train,
-        train_labels,
-        test,
-        test_labels,
-        num_classes=SOURCES[spec.probed].num_classes,
-        generator=stream(spec.seed, "probe"),
-        epochs=spec.probe_epochs,
-        batch_size=spec.probe_batch_size,
-        lr=spec.probe_lr,
-        weight_decay=spec.probe_weight_decay,
-    )
+    with _bar(job, f"{spec.knn_k}-nn", ceil(len(test) / CHUNK)) as bar:
+        knn = knn_accuracy(train, train_labels, test, test_labels, spec.knn_k, bar.update)
+    with _bar(job, "linear probe", spec.probe_epochs * ceil(len(train) / spec.probe_batch_size)) as bar:
+        linear = linear_accuracy(
+            train,
+            train_labels,
+            test,
+            test_labels,
+            num_classes=SOURCES[spec.probed].num_classes,
+            generator=stream(spec.seed, "probe"),
+            epochs=spec.probe_epochs,
+            batch_size=spec.probe_batch_size,
+            lr=spec.probe_lr,
+            weight_decay=spec.probe_weight_decay,
+            between=bar.update,
+        )
     return {"linear_top1": linear[1], "linear_top5": linear.get(5), "knn5_top1": knn}

@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,35 @@ def write_sealed_json(target: Path, content: Mapping[str, Any]) -> None:
     write_json(target, {**content, "sha256": content_digest(content)})
 
 
+# Hears how many bytes were hashed, wherever in the code below that happens: see `hashing_seen_by`.
+_seen: ContextVar[Callable[[int], object]] = ContextVar("_seen", default=lambda count: None)
+_BLOCK = 1 << 20  # Bytes that are hashed between two calls.
+
+
+@contextlib.contextmanager
+def hashing_seen_by(advance: Callable[[int], object]) -> Iterator[None]:
+    """Within, `advance` is called with the number of bytes of every block that this thread has hashed."""
+    token = _seen.set(advance)
+    try:
+        yield
+    finally:
+        _seen.reset(token)
+
+
+def blocks_digest(blocks: Iterable[Any], algorithm: str = "sha256") -> str:
+    """Hexadecimal digest of blocks of bytes, such as arrays, one after the other."""
+    digest, seen = hashlib.new(algorithm), _seen.get()
+    for block in blocks:
+        digest.update(block)
+        seen(memoryview(block).nbytes)
+    return digest.hexdigest()
+
+
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
     """Hexadecimal digest of a file's content."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
+    block = memoryview(bytearray(_BLOCK))
+    with open(path, "rb", buffering=0) as file:
+        return blocks_digest((block[:count] for count in iter(lambda: file.readinto(block), 0)), algorithm)
 
 
 def digests(folder: Path, *names: str) -> dict[str, str]:

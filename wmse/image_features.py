@@ -27,12 +27,13 @@ import torch
 from torch import Tensor
 
 from wmse.datasets.decode import decode_any
-from wmse.datasets.download import progress_bar
 from wmse.encoder import Encoder, Preprocessing
 from wmse.errors import ConfigError, DataError, TrainingError
+from wmse.features import NOT_FINITE
 from wmse.files import atomic_path, write_json, write_text
 from wmse.images import AHEAD, decode
 from wmse.pretrained import Pretrained
+from wmse.progress import progress_bar
 from wmse.read_ahead import ReadAhead
 from wmse.runtime import Runtime
 
@@ -71,7 +72,7 @@ def find_images(folder: Path) -> list[str]:
     names = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in known and path.is_file())
     found = sorted(str(name) for name in names if not any(part.startswith(".") for part in name.parts))
     if not found:
-        raise DataError(f"{folder}: holds no image (by the ends of the files' names, e.g. .jpg and .png)")
+        raise DataError(f"{folder}: holds no image (by the ends of the files' names, e.g. .jpg and .png): name another")
     return found
 
 
@@ -99,7 +100,7 @@ def stream_features(
                 batch = torch.cat(list(images.values())).to(runtime.device, non_blocking=True)
                 features = network(runtime.batch(batch)).float().cpu()
             if not features.isfinite().all():
-                raise TrainingError("the encoder gives features that are not finite: its training has diverged")
+                raise TrainingError(NOT_FINITE)
             yield list(images), features.numpy()
 
 
@@ -196,7 +197,7 @@ def write_folder_features(
             log(_broken_message(broken, "left out"))
         kept = [name for name in names if name not in broken]
         if not kept:
-            raise DataError(f"{folder}: none of its images can be read")
+            raise DataError(f"{folder}: none of its images can be read: {part.folder / 'broken.txt'} says why")
         write = _write_npz if out.suffix == ".npz" else _write_parquet
         write(out, kept, part.features(), np.array([part.rows[name] for name in kept]), head)
     shutil.rmtree(part.folder)

@@ -78,15 +78,16 @@ def write_neighbours(
 
 
 def _read_features(file: Path, run: Pretrained) -> tuple[list[str], torch.Tensor]:
+    again = f"run `wmse features {run.file} FOLDER --out {file.with_suffix('.npz')}`, or leave out --features"
     try:
         with np.load(file, allow_pickle=False) as content:
             names, x, encoder = content["files"].tolist(), content["features"], str(content["encoder"])
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{file}: not a file of `wmse features` ({error}): write it again, as .npz") from None
+        raise DataError(f"{file}: not a file of `wmse features` ({error}): {again}") from None
     if encoder != run.digest:
-        raise DataError(f"{file}: holds features of another encoder than {run.file}: write it again")
+        raise DataError(f"{file}: holds features of another encoder than {run.file}: {again}")
     if len(names) < 2:
-        raise DataError(f"{file}: one image has no neighbours")
+        raise DataError(f"{file}: one image has no neighbours: name a folder with more")
     return names, torch.from_numpy(x)
 
 

@@ -103,14 +103,14 @@ def resolve(
         if device.startswith("cuda:") or (device != "cpu" and 0 < seen < world.local_size):
             raise ConfigError(
                 f"processes: {world.local_size} of them need a GPU each and `device: cuda`; torch sees {seen}, and "
-                f"device is {device}"
+                f"device is {device}: lower `processes`, or take the CPU (`device: cpu`)"
             )
     place = _device(device, gpu_slots if world.local_size == 1 else 1, say)  # NCCL refuses processes that share one
     on_gpu = place.type == "cuda"
     if on_gpu and world.store:
         torch.cuda.set_device(place)  # which NCCL is to use
     if precision == "auto":
-        has_bf16 = torch.cuda.is_bf16_supported() if on_gpu else _cpu_has_bf16()
+        has_bf16 = torch.cuda.is_bf16_supported() if on_gpu else cpu_has_bf16()
         precision = "bf16" if has_bf16 else "fp32"
     if threads:
         torch.set_num_threads(threads)
@@ -135,7 +135,7 @@ def _device(name: str, gpu_slots: int, say: Callable[[str], None]) -> torch.devi
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError("device: cuda was asked for, but torch sees no GPU (check the driver, or --nv / --gpus all)")
+        raise ConfigError("device: cuda was asked for, but torch sees no GPU: `wmse doctor` says why; or take the CPU")
     if name == "cuda":
         uuids = [str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count())]
         index = claim_gpu(uuids, gpu_slots, say)  # also the only visible one, which may be one of several to others
@@ -144,7 +144,8 @@ def _device(name: str, gpu_slots: int, say: Callable[[str], None]) -> torch.devi
         raise ConfigError(f"device: must be auto, cpu, cuda or cuda:N, got {name!r}")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device: {name} was asked for, but torch sees {torch.cuda.device_count()} GPUs")
+        seen = torch.cuda.device_count()
+        raise ConfigError(f"device: {name} was asked for, but torch sees {seen} GPUs: take cuda:0 to cuda:{seen - 1}")
     return device
 
 
@@ -192,11 +193,14 @@ def compiler_errors(where: Callable[[], str]) -> Iterator[None]:
         ) from None
 
 
-def _cpu_has_bf16() -> bool:
+BF16_FLAGS = ("avx512_bf16", "amx_bf16")  # As /proc/cpuinfo names what a CPU can do.
+
+
+def cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bfloat16 natively; emulation would be slower than float32."""
     try:
         with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
             flags = next((line for line in file if line.startswith("flags")), "")
     except OSError:
         return False
-    return any(flag in flags.split() for flag in ("avx512_bf16", "amx_bf16"))
+    return any(flag in flags.split() for flag in BF16_FLAGS)

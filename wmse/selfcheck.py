@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -16,6 +18,7 @@ from wmse.datasets import SOURCES
 from wmse.datasets.build import placed_raw, verify_raw
 from wmse.errors import WmseError
 from wmse.losses import wmse_loss
+from wmse.machine import existing_parent
 from wmse.provenance import cpu_name
 from wmse.whitening import whiten
 
@@ -112,9 +115,7 @@ def check_versions() -> str:
 
 def check_writable(folder: Path) -> str:
     """A file can be written in `folder`, or the folder can be made where it would lie."""
-    place = folder
-    while not place.exists():
-        place = place.absolute().parent
+    place = existing_parent(folder)
     try:
         with tempfile.TemporaryFile(dir=place):
             pass
@@ -132,8 +133,33 @@ def describe_device() -> str:
     return f"no GPU: {cpu_name()}, {len(os.sched_getaffinity(0))} cores"
 
 
-def selfcheck(results: Path, data_root: Path, log: Callable[[str], None], quiet: bool = False) -> int:
+class Check(NamedTuple):
+    """What a check found, or why it failed."""
+
+    name: str
+    passed: bool
+    text: str
+
+    def __str__(self) -> str:
+        return f"{'ok      ' if self.passed else 'FAILED  '}{self.name}: {self.text}"
+
+
+def selfcheck(
+    results: Path, data_root: Path, log: Callable[[str], None], quiet: bool = False, as_json: bool = False
+) -> int:
     """Run every check; returns the number of those that failed. `quiet` reports failures only."""
+    found = []
+    for check in run_checks(results, data_root):
+        found.append(check)
+        if not as_json and not (quiet and check.passed):
+            log(str(check))
+    if as_json:
+        log(json.dumps({"checks": [check._asdict() for check in found]}))
+    return sum(not check.passed for check in found)
+
+
+def run_checks(results: Path, data_root: Path) -> Iterator[Check]:
+    """Every check, one after the other."""
     checks: list[tuple[str, Callable[[], str]]] = [
         ("packages", check_versions),
         ("device", describe_device),
@@ -148,14 +174,8 @@ def selfcheck(results: Path, data_root: Path, log: Callable[[str], None], quiet:
             ("whitening, GPU", lambda: check_arithmetic(torch.device("cuda"), torch.float32)),
             ("network, GPU", lambda: check_network(torch.device("cuda"))),
         ]
-    failed = 0
     for name, check in checks:
         try:
-            line = f"ok      {name}: {check()}"
+            yield Check(name, True, check())
         except Exception as error:  # whatever is broken, the other checks are still of use
-            failed += 1
-            log(f"FAILED  {name}: {error}")
-        else:
-            if not quiet:
-                log(line)
-    return failed
+            yield Check(name, False, str(error))

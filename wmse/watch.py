@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from dataclasses import asdict
 from pathlib import Path
 
 from rich import box
@@ -19,24 +20,34 @@ from rich.table import Table
 from rich.text import Text
 
 from wmse.config import Project
-from wmse.runs.state import STATES, RunState, look_at_runs
+from wmse.runs.state import STATES, RunState, clock, look_at_runs
 
 NONE = "—"
 COLOURS = {"training": "cyan", "evaluating": "cyan", "failed": "bold red", "stopped": "yellow", "done": "green"}
 
 
-def watch(project: Project, results: Path, output: Callable[[str], None], seconds: float, once: bool) -> None:
+def watch(
+    project: Project,
+    results: Path,
+    output: Callable[[str], None],
+    seconds: float,
+    *,
+    once: bool = False,
+    as_json: bool = False,
+) -> None:
     """Show the runs every so many seconds until all are done, or `once`.
 
-    On a terminal the table stays in its place; elsewhere, and `once`, `output` gets it as plain lines.
+    On a terminal the table stays in its place; elsewhere, and `once`, `output` gets it as lines of text or one of JSON.
     """
-    screen = not once and sys.stdout.isatty()
+    screen = not once and not as_json and sys.stdout.isatty()
     with Live(auto_refresh=False) if screen else contextlib.nullcontext() as live:
         while True:
             states = look_at_runs(project.runs, results)
             summary = f"{project.settings['preset']}: {summarize(states)}"
             if live:
                 live.update(as_table(states, summary), refresh=True)
+            elif as_json:
+                output(json.dumps({"preset": project.settings["preset"], "runs": list(map(asdict, states))}))
             else:
                 for line in [*plain_lines(states), summary]:
                     output(line)
@@ -52,7 +63,7 @@ def summarize(states: Sequence[RunState]) -> str:
     left = [state.seconds_left for state in states if state.seconds_left]
     unknown = any(state.epochs and state.seconds_left is None for state in states)
     if left:
-        text += f"; {'more than ' if unknown else ''}{_clock(sum(left))} of training left, one run after another"
+        text += f"; {'more than ' if unknown else ''}{clock(sum(left))} of training left, one run after another"
     return text
 
 
@@ -87,7 +98,7 @@ def _figures(state: RunState) -> list[str]:
         f"{state.epoch}/{state.epochs}",
         f"{state.step:,}" + (f"/{state.steps:,}" if state.steps else ""),
         _number(state.views_per_second, ",.0f"),
-        NONE if state.seconds_left is None or state.state == "done" else _clock(state.seconds_left),
+        NONE if state.seconds_left is None or state.state == "done" else clock(state.seconds_left),
         _number(state.loss, ".4f"),
         _number(state.knn, ".2f"),
     ]
@@ -95,11 +106,6 @@ def _figures(state: RunState) -> list[str]:
 
 def _number(value: float | None, form: str) -> str:
     return NONE if value is None else format(value, form)
-
-
-def _clock(seconds: float) -> str:
-    """`1 day, 2:03:04`."""
-    return str(timedelta(seconds=round(seconds)))
 
 
 def plain_lines(states: Sequence[RunState]) -> list[str]:

@@ -35,7 +35,7 @@ def init_folder(folder: Path) -> list[Path]:
     workflow = folder / "workflow"
     for target in (config, workflow):
         if os.path.lexists(target):
-            raise ConfigError(f"{target}: exists already and stays as it is; nothing was written")
+            raise ConfigError(f"{target}: exists already and stays as it is; nothing was written: name another folder")
     shutil.copytree(TEMPLATE / "workflow", workflow, copy_function=shutil.copyfile)
     shutil.copyfile(TEMPLATE / "config.yaml", config)
     return [config, workflow]
@@ -98,7 +98,7 @@ def binds(pairs: Iterable[tuple[str, str]], given: str) -> str:
     listed = [bind for bind in given.split(",") if bind]
     for source, place in pairs:
         if set(",:") & set(source + place):
-            raise WmseError(f"{place}: a path with ',' or ':' cannot be shown in a container")
+            raise WmseError(f"{place}: a path with ',' or ':' cannot be shown in a container: rename or move it")
         if f"{source}:{place}" not in listed:
             listed.append(f"{source}:{place}")
     return ",".join(listed)
@@ -200,11 +200,15 @@ def plugin_options(settings: Mapping[str, Any]) -> list[str]:
     return [word for path in settings["plugins"] or () for word in ("--plugin", path)]
 
 
-def pretrain_flags(jobs: int, cores: int, settings: Mapping[str, Any]) -> str:
-    """How often checkpoints are written, and no progress bar where several runs would share the terminal."""
-    words = _options(settings, "checkpoint_seconds", "checkpoint_epochs", "keep_checkpoints")
+def pretrain_flags(settings: Mapping[str, Any]) -> str:
+    """How often checkpoints are written."""
+    return shlex.join(_options(settings, "checkpoint_seconds", "checkpoint_epochs", "keep_checkpoints")) + " "
+
+
+def progress_flag(jobs: int, cores: int, settings: Mapping[str, Any]) -> str:
+    """No progress bar where several of the `jobs` would share the terminal."""
     alone = jobs == 1 or uses_gpu(settings["device"]) or share_of_cores(jobs, cores, settings) == cores
-    return shlex.join(words if alone else [*words, "--no-progress"]) + " "
+    return "" if alone else "--no-progress "
 
 
 def _options(settings: Mapping[str, Any], *keys: str) -> list[str]:

@@ -159,7 +159,10 @@ FLAGS = [
     *("--watts", "--seconds", "--json", "--spec", "--out", "--log", "--only", "--jobs", "--results", "--quiet"),
     *("--no-download", "--no-progress", "--help", "--version"),
 ]
-COMMANDS = ["prepare", "init", "runs", "estimate", "pretrain", "evaluate", "report", "dag", "selfcheck", "verify"]
+COMMANDS = [
+    *("prepare", "init", "runs", "estimate", "pretrain", "evaluate", "report", "dag", "selfcheck", "verify"),
+    *("compare", "completion", "doctor"),
+]
 ARGUMENTS = st.one_of(
     st.sampled_from(
         [".", "nowhere", "file", "folder", "/dev/full", "cifar10", "cifar10/wmse-2/seed0", "cpu", "quick", "tables"]
@@ -183,6 +186,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         monkeypatch.setattr(f"wmse.datasets.{name}", refuse)
     monkeypatch.setattr("wmse.estimate.estimate_runs", refuse)
     monkeypatch.setattr("wmse.selfcheck.selfcheck", lambda *arguments: 0)
+    monkeypatch.setattr("wmse.doctor.examine", lambda *arguments: [])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("x")
     (tmp_path / "folder").mkdir()

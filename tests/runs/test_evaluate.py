@@ -45,7 +45,7 @@ def test_the_probes_are_repeatable_whatever_the_global_generator(data: ArrayData
 
 def test_another_runs_encoder_or_data_is_refused(data: ArrayDataset, tmp_path: Path) -> None:
     spec = tiny_spec()
-    with pytest.raises(CheckpointError, match=r"pretrain\.json: is missing: run the pretraining"):
+    with pytest.raises(CheckpointError, match=r"pretrain\.json: is missing: run `wmse pretrain "):
         evaluate(make_job(spec, data, tmp_path))
     pretrain(make_job(spec, data, tmp_path))
     with pytest.raises(CheckpointError, match=r"pretrain\.json: belongs to the run .*, not to cifar10/wmse-2/"):

@@ -82,7 +82,8 @@ def add_plugin(path: Path) -> Plugin:
     file = (path / "__init__.py" if path.is_dir() else path).resolve()
     module = path.stem
     if not file.is_file() or not module.isidentifier():
-        raise ConfigError(f"key 'plugins': {path}: no such Python file" + (" that can be imported" * file.is_file()))
+        kind = "Python file that can be imported" if file.is_file() else "Python file: correct the path in config.yaml"
+        raise ConfigError(f"key 'plugins': {path}: no such {kind}")
     known = plugins().get(module)
     if known and known.file != file:
         raise ConfigError(

@@ -119,7 +119,11 @@ class Project:
         for spec in self.runs:
             if run in (spec.run, spec.name):
                 return spec
-        raise ConfigError(unknown("run", run, (spec.name for spec in self.runs)))
+        preset = self.settings["preset"]
+        raise ConfigError(
+            f"{unknown('run', run, (spec.name for spec in self.runs))}. These are of the preset {preset}; "
+            "`wmse runs --preset NAME` lists those of another"
+        )
 
 
 def load_project(config: Mapping[str, Any], root: Path = Path()) -> Project:
@@ -182,7 +186,7 @@ def _check_path(key: str, path: str) -> None:
     except UnicodeEncodeError:
         usable = False
     if not usable:
-        raise ConfigError(f"key '{key}': {show(path)} cannot be the name of a folder")
+        raise ConfigError(f"key '{key}': {show(path)} cannot be the name of a folder: choose another")
 
 
 def _mapping(config: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -243,7 +247,7 @@ def _selected_cells(settings: Mapping[str, Any]) -> dict[str, list[int]]:
                 seeds = cells.setdefault(f"{benchmark}/{make_label(method)}", [])
                 seeds += [seed for seed in block.get("seeds", settings["seeds"]) if seed not in seeds]
     if not cells:
-        raise ConfigError("keys 'benchmarks' and 'methods' together select no experiment")
+        raise ConfigError("keys 'benchmarks' and 'methods' together select no experiment: leave one of them out")
     return cells
 
 

@@ -22,6 +22,7 @@ from typing import IO, Any, Protocol
 
 from wmse.datasets.source import Archive, Log
 from wmse.errors import DataError
+from wmse.progress import progress_bar
 
 # Reading a damaged archive raises one of these (lzma and bz2 never occur here), or what the libraries did not expect.
 _DAMAGE = (EOFError, OSError, tarfile.TarError, zipfile.BadZipFile, zlib.error, struct.error)
@@ -245,8 +246,13 @@ def extract_class_tars(path: Path, target: Path, wanted: Iterable[str] | None, l
     """
     chosen = None if wanted is None else set(wanted)
     limit = unpacked_limit(path.stat().st_size)
-    with _readable(path), open_tar(path, limit) as outer:
+    with (
+        _readable(path),
+        open_tar(path, limit) as outer,
+        progress_bar(path.stat().st_size, "B", f"unpacking {path.name}") as bar,
+    ):
         for member in checked_members(outer, path, limit):
+            bar.update(member.offset - bar.n)
             name = PurePosixPath(member.name)
             wnid = name.stem
             if not (member.isfile() and _CLASS_TAR.fullmatch(name.name)) or (chosen is not None and wnid not in chosen):

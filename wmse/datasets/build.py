@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from wmse.datasets.archives import open_raw
-from wmse.datasets.download import DownloadError, download, progress_bar
+from wmse.datasets.download import DownloadError, download
 from wmse.datasets.prepared import Prepared, load_prepared, write_arrays, write_listing
 from wmse.datasets.source import Archive, Log, Source
 from wmse.errors import DataError
 from wmse.files import file_digest
 from wmse.locks import exclusive_lock
+from wmse.progress import progress_bar
 
 
 def prepare_source(
@@ -31,10 +32,16 @@ def prepare_source(
     with exclusive_lock(lock, f"wmse prepare {source.name}", DataError, wait=math.inf, say=log):
         if found := _find_prepared(source, data_root, pack):  # another process may have finished meanwhile
             return found
-        if source.streamed:
-            write_listing(source, data_root, source.scan(source, data_root, log), pack)
-        else:
-            _prepare_arrays(source, data_root, download, log)
+        try:
+            if source.streamed:
+                write_listing(source, data_root, source.scan(source, data_root, log), pack)
+            else:
+                _prepare_arrays(source, data_root, download, log)
+        except DataError as error:
+            command = f"run `wmse prepare {source.name}`"
+            if command in str(error):
+                raise
+            raise DataError(f"{error}\nOnce that is put right, {command} again") from error
         return load_prepared(source, data_root)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from wmse.datasets.source import Archive, Log
 from wmse.errors import DataError
 from wmse.files import durable_rename, file_digest
+from wmse.progress import progress_bar
 
 ATTEMPTS = 4  # An address is given up after this many tries in a row that bring nothing new.
 STALL_SECONDS = 30.0  # A connection counts as dead after this many seconds without a byte, or with next to none.
@@ -83,14 +84,6 @@ def download(
         else:
             return
     raise DownloadError("\n".join(failures))
-
-
-def progress_bar(total: int, unit: str, name: str, start: int = 0) -> Any:
-    """A tqdm bar on standard error, if that is a terminal."""
-    from tqdm import tqdm
-
-    scaled = unit == "B"
-    return tqdm(total=total, initial=start, unit=unit, unit_scale=scaled, unit_divisor=1024, desc=name, disable=None)
 
 
 def _from_one_address(archive: Archive, url: str, target: Path, sleep: Callable[[float], None], stall: float) -> None:

@@ -18,6 +18,8 @@ from wmse.datasets.archives import extract_class_tars, unpack_tar, unpacked_limi
 from wmse.datasets.build import verify_raw
 from wmse.datasets.source import Archive, Listing, Log, Rows, Source
 from wmse.errors import DataError
+from wmse.files import hashing_seen_by
+from wmse.progress import progress_bar, tracked
 
 _WNID = re.compile(r"n\d{8}")
 _IMAGE_SUFFIXES = (".jpeg", ".jpg")
@@ -71,7 +73,8 @@ def list_class_folders(source: Source, raw: Path, wnids: tuple[str, ...] | None)
     if val_root is None:
         raise DataError(f"{raw / 'val'}: no validation images. {instructions(source, [raw])}")
     classes = _classes(source, train_root / "train", wnids)
-    train = [(wnid, path) for wnid in classes for path in _images(train_root / "train" / wnid)]
+    folders = tracked(classes, "classes", f"{source.name}: listing")
+    train = [(wnid, path) for wnid in folders for path in _images(train_root / "train" / wnid)]
     test = _validation_images(source, raw, val_root / "val", classes)
     return Listing(raw, classes, {"train": train, "test": test})
 
@@ -87,15 +90,19 @@ def _unpack(source: Source, raw: Path, wnids: tuple[str, ...] | None, log: Log) 
         present = {folder.name for folder in (raw / "train").glob("n*")}
         missing = len(present) < source.num_classes if wnids is None else not present.issuperset(wnids)
         if missing:
-            log(f"checking {path} (may take minutes)")
-            verify_raw(path, train)
+            _verify(path, train, log)
             extract_class_tars(path, raw / "train", wnids, log)
     path = raw / val.name
     if path.is_file() and _images_root(raw, "val") is None:
-        log(f"checking {path}")
-        verify_raw(path, val)
+        _verify(path, val, log)
         log(f"unpacking {path}")
         unpack_tar(path, raw / "val", unpacked_limit(val.size))
+
+
+def _verify(path: Path, archive: Archive, log: Log) -> None:
+    log(f"checking {path}")
+    with progress_bar(archive.size, "B", f"checking {path.name}") as bar, hashing_seen_by(bar.update):
+        verify_raw(path, archive)
 
 
 def _classes(source: Source, train: Path, wnids: tuple[str, ...] | None) -> list[str]:

@@ -22,12 +22,12 @@ from wmse.config import DIGITS
 from wmse.datasets.archives import RawFiles
 from wmse.datasets.build import prepare_source
 from wmse.datasets.decode import decode_any
-from wmse.datasets.download import progress_bar
 from wmse.datasets.prepared import MANIFEST, Prepared, load_prepared
 from wmse.datasets.source import UNLABELED, Archive, Chunk, Listing, Log, Rows, Source
 from wmse.errors import DataError, explain
 from wmse.files import write_json, write_text
 from wmse.image_folders import FILES, NAMED, Entry, Survey
+from wmse.progress import progress_bar, tracked
 from wmse.read_ahead import ReadAhead
 
 BROKEN = "broken-files.txt"  # In the folder of the data set: every file that cannot be read, with the reason.
@@ -277,7 +277,7 @@ def _near(train: np.ndarray, test: np.ndarray, block: int = 256) -> Iterator[tup
     """
     wide = train.astype(np.float32)
     squares = (wide * wide).sum(1, dtype=np.float64)
-    for start in range(0, len(test), block):
+    for start in tracked(range(0, len(test), block), "block", "looking for duplicates"):
         rows = test[start : start + block].astype(np.float32)
         distances = squares + (rows * rows).sum(1, dtype=np.float64)[:, None] - 2.0 * (rows @ wide.T)
         nearest = distances.argmin(1)

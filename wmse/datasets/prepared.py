@@ -31,12 +31,12 @@ from typing import Any
 
 import numpy as np
 
-from wmse.datasets.download import progress_bar
 from wmse.datasets.pack import Pack, write_pack
 from wmse.datasets.source import UNLABELED, Chunk, Listing, Rows, Source, check_counts
 from wmse.datasets.splits import ImageFile
 from wmse.errors import DataError, explain
-from wmse.files import atomic_path, file_digest, write_json, write_text
+from wmse.files import atomic_path, blocks_digest, file_digest, write_json, write_text
+from wmse.progress import progress_bar, tracked
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -281,7 +281,7 @@ def write_listing(source: Source, data_root: Path, listing: Listing, pack: bool 
         # Whatever the folder layout, these lines identify the images.
         keys = "\n".join(
             f"{class_name}/{path.name} {listing.content.get(path) or path.stat().st_size}"
-            for class_name, path in images
+            for class_name, path in tracked(images, "files", f"{source.name}: listing {name}")
         )
         target = folder / f"{name}-paths.txt"
         write_text(target, "".join(f"{path.relative_to(listing.raw).as_posix()}\n" for _, path in images))
@@ -365,7 +365,10 @@ def _fresh_folder(source: Source, data_root: Path) -> Path:
 def _check_space(source: Source, folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:  # say so now, not after a download and minutes of reading
-        raise DataError(f"{folder}: {source.name} needs {needed / 1e9:.1f} GB, only {free / 1e9:.1f} GB are free")
+        raise DataError(
+            f"{folder}: {source.name} needs {needed / 1e9:.1f} GB, only {free / 1e9:.1f} GB are free: free some, or "
+            "choose another folder (`data_root` in config.yaml, --data-root)"
+        )
 
 
 def _store_labels(folder: Path, name: str, labels: np.ndarray) -> dict[str, Any]:
@@ -432,10 +435,8 @@ def _content_sha256(path: Path) -> str:
     if path.suffix != ".npy":
         return file_digest(path)
     array = _open_array(path)
-    digest = hashlib.sha256()
-    for start in range(0, len(array), _HASH_ROWS):
-        digest.update(np.ascontiguousarray(array[start : start + _HASH_ROWS]))
-    return digest.hexdigest()
+    rows = range(0, len(array), _HASH_ROWS)
+    return blocks_digest(np.ascontiguousarray(array[start : start + _HASH_ROWS]) for start in rows)
 
 
 def _open_array(path: Path) -> np.ndarray:

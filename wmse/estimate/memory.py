@@ -16,6 +16,7 @@ from wmse.config import Project, RunSpec
 from wmse.datasets import SOURCES, ArrayDataset, ArraySplit
 from wmse.estimate.plan import image_counts, image_shape, step_key
 from wmse.estimate.pretend import PretendGpu, pretend_gpu
+from wmse.progress import tracked
 from wmse.runs.folder import RunFolder
 from wmse.runtime import Runtime
 from wmse.training import Job, Trainer
@@ -42,7 +43,7 @@ def estimate_memory(runs: Sequence[RunSpec], data_root: Path) -> list[MemoryEsti
     """The memory of every run's step; runs with equal steps on equally many images are counted once."""
     peaks: dict[Hashable, int] = {}
     estimates = []
-    for spec in runs:
+    for spec in tracked(runs, "run", "counting"):
         counts = image_counts(spec.benchmark, data_root)
         key = step_key(spec), tuple(counts.items())
         if spec.trained and key not in peaks:

@@ -32,7 +32,9 @@ def workload(spec: RunSpec, images: int) -> Workload:
     if not spec.trained:
         return Workload(0, 0, 0)
     if images < spec.batch_size:
-        raise ConfigError(f"{spec.cell}: batch_size ({spec.batch_size}) exceeds the {images} images")
+        raise ConfigError(
+            f"{spec.cell}: batch_size ({spec.batch_size}) exceeds the {images} images: lower it under `parameters`"
+        )
     steps = spec.epochs * (images // spec.batch_size)
     evaluations = sum(spec.evaluation_due(epoch) for epoch in range(1, spec.epochs + 1))
     return Workload(steps, steps * spec.batch_size * spec.d, evaluations)

@@ -23,13 +23,15 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
+from wmse.columns import align
 from wmse.config import Project, RunSpec
 from wmse.datasets import SOURCES
 from wmse.errors import ConfigError
 from wmse.estimate.memory import pretended_training
 from wmse.estimate.plan import image_counts, workload
-from wmse.estimate.table import align, format_count, format_number
+from wmse.estimate.table import format_count, format_number
 from wmse.estimate.warm_up import WarmUp
+from wmse.progress import tracked
 
 FLOAT = 4  # Bytes of a gradient, a statistic, an embedding.
 BUCKET = 25 << 20  # Bytes of gradients that DistributedDataParallel sends at once.
@@ -129,7 +131,8 @@ def scale_runs(
 ) -> Iterator[ScaledRun]:
     """Every training of `runs` on each number of GPUs; those with equal steps are counted once."""
     found: dict[Any, StepCount] = {}
-    for spec, processes in itertools.product((run for run in runs if run.trained), gpus):
+    pairs = list(itertools.product((run for run in runs if run.trained), gpus))
+    for spec, processes in tracked(pairs, "step", "counting"):
         counts = image_counts(spec.benchmark, data_root)
         row = ScaledRun(spec.name, processes, workload(spec, counts["pretrain"]).steps, spec.batch_size)
         try:

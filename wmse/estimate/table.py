@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from wmse.columns import align
 from wmse.config import RunSpec
 from wmse.estimate.plan import image_counts, workload
 from wmse.estimate.warm_up import KNN_TEST, WarmUp
 from wmse.power import PowerMeter
+from wmse.progress import tracked
 from wmse.runs.folder import RunFolder
 
 
@@ -39,7 +41,7 @@ class RunEstimate:
 def estimate_runs(runs: Sequence[RunSpec], results: Path, data_root: Path, warm_up: WarmUp) -> list[RunEstimate]:
     """The cost of every run; those with a result in the folder `results` are done and cost nothing more."""
     estimates = []
-    for spec in runs:
+    for spec in tracked(runs, "run", "warm-ups"):
         counts = image_counts(spec.probed, data_root) | {
             "pretrain": image_counts(spec.benchmark, data_root)["pretrain"]
         }
@@ -126,13 +128,6 @@ HEADER = ["run", "views", "steps", "ms/step", "views/s", "hours", "of it eval.",
 def as_table(runs: Sequence[RunEstimate]) -> str:
     """The runs and their sum as an aligned table."""
     return align([HEADER, *map(_row, runs), _sums(total(runs))])
-
-
-def align(lines: Sequence[Sequence[str]]) -> str:
-    """Rows as columns of one width each, the first of them aligned left, the others right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligned = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)
-    return "\n".join("  ".join(line).rstrip() for line in aligned)
 
 
 def _row(run: RunEstimate) -> list[str]:

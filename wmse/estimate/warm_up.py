@@ -78,7 +78,10 @@ def measure(
             once = _quick_look(task, budget, device)
         except torch.OutOfMemoryError:
             if size <= smallest:
-                raise WmseError(f"not even {size} images at a time fit into the memory of the GPU") from None
+                raise WmseError(
+                    f"not even {size} images at a time fit into the memory of the GPU: `wmse doctor` says whether "
+                    "others are on it, `wmse estimate --memory` what a step needs"
+                ) from None
             task = None
             gc.collect()
             torch.cuda.empty_cache()

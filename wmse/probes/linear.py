@@ -23,6 +23,7 @@ def linear_accuracy(
     lr: tuple[float, float] = (1e-2, 1e-6),
     weight_decay: float = 5e-6,
     topk: tuple[int, ...] = (1, 5),
+    between: Callable[[], object] = lambda: None,
 ) -> dict[int, float]:
     """Top-k accuracies in percent of a linear classifier after its last epoch.
 
@@ -32,12 +33,13 @@ def linear_accuracy(
     Args:
         generator: CPU generator of the initial weights and of the order of the samples.
         topk: entries above `num_classes` are left out.
+        between: called before every step.
     """
     n, f = train.shape
     bound = f**-0.5  # nn.Linear's own initialisation, from our generator
     weight = torch.empty(num_classes, f).uniform_(-bound, bound, generator=generator)
     bias = torch.empty(num_classes).uniform_(-bound, bound, generator=generator)
-    batches = draw_batches(n, batch_size, epochs, lr, generator, train.device)
+    batches = draw_batches(n, batch_size, epochs, lr, generator, train.device, between)
     fit = choose_fit(train.device, num_classes)
     weight, bias = fit(train, train_labels, weight, bias, batches, weight_decay)
     ranked = torch.addmm(bias, test, weight.T).topk(min(max(topk), num_classes), dim=1).indices
@@ -62,10 +64,17 @@ def choose_fit(device: torch.device, num_classes: int) -> Callable[..., tuple[Te
 
 
 def draw_batches(
-    n: int, batch_size: int, epochs: int, lr: tuple[float, float], generator: torch.Generator, device: torch.device
+    n: int,
+    batch_size: int,
+    epochs: int,
+    lr: tuple[float, float],
+    generator: torch.Generator,
+    device: torch.device,
+    between: Callable[[], object] = lambda: None,
 ) -> Iterator[tuple[Tensor, float]]:
-    """The samples' indices and the learning rate of every step."""
+    """The samples' indices and the learning rate of every step, before which `between` is called."""
     decay = (lr[1] / lr[0]) ** (1 / epochs)
     for epoch in range(epochs):
         for index in torch.randperm(n, generator=generator).to(device).split(batch_size):
+            between()
             yield index, lr[0] * decay**epoch

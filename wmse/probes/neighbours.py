@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+CHUNK = 256  # Test samples that are compared with all training samples at once.
+
 
 def knn_accuracy(
     train: Tensor,
@@ -14,7 +16,7 @@ def knn_accuracy(
     test: Tensor,
     test_labels: Tensor,
     k: int = 5,
-    between: Callable[[], None] = lambda: None,
+    between: Callable[[], object] = lambda: None,
 ) -> float:
     """Top-1 accuracy in percent of the k-nearest-neighbour vote (`knn_predict`)."""
     predicted = knn_predict(train, train_labels, test, k, between=between)
@@ -26,8 +28,8 @@ def knn_predict(
     train_labels: Tensor,
     test: Tensor,
     k: int = 5,
-    chunk: int = 256,
-    between: Callable[[], None] = lambda: None,
+    chunk: int = CHUNK,
+    between: Callable[[], object] = lambda: None,
 ) -> Tensor:
     """Majority vote of the k nearest training samples (`nearest`); a tie goes to the smallest label.
 
@@ -41,7 +43,7 @@ def knn_predict(
 
 
 def nearest(
-    train: Tensor, test: Tensor, k: int = 5, chunk: int = 256, between: Callable[[], None] = lambda: None
+    train: Tensor, test: Tensor, k: int = 5, chunk: int = CHUNK, between: Callable[[], object] = lambda: None
 ) -> Tensor:
     """The k nearest training samples of every test sample in Euclidean distance, the nearest one first.
 
@@ -61,7 +63,7 @@ def nearest(
 
 
 def _chunks_of_nearest(
-    train: Tensor, test: Tensor, k: int, chunk: int, between: Callable[[], None]
+    train: Tensor, test: Tensor, k: int, chunk: int, between: Callable[[], object]
 ) -> Iterator[Tensor]:
     n, f = train.shape
     if k > n:

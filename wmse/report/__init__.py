@@ -17,6 +17,7 @@ from pathlib import Path
 from wmse.datasets import find_folders
 from wmse.errors import DataError
 from wmse.files import atomic_path, write_text
+from wmse.progress import tracked
 from wmse.report.claims import compose_claims
 from wmse.report.paper import PaperValue, load_paper
 from wmse.report.results import Run, load_runs
@@ -42,7 +43,7 @@ def build_report(
     left_out = [str(error) for error in refused]
     files: dict[str, str | bytes] = {}
     with_page = only in (None, "page")
-    for part in COMPOSERS if with_page else [only]:
+    for part in tracked([*COMPOSERS] if with_page else [only], "part", "report"):
         files |= COMPOSERS[part](runs, paper)
     if left_out:
         files |= {name: _with_warning(page, left_out) for name, page in files.items() if name.endswith(".md")}

@@ -26,7 +26,7 @@ def value_of(run: Run, figure: str) -> float:
     if figure == "effective_rank_share" and "effective_rank" in measured:
         return measured["effective_rank"] / run.spec["embedding"]
     if figure not in measured:
-        raise DataError(f"{run.path / RESULT}: has no '{figure}', which a claim needs; evaluate the run again")
+        raise DataError(f"{run.path / RESULT}: has no '{figure}', which a claim needs: run `wmse evaluate {run.name}`")
     return measured[figure]
 
 
@@ -54,5 +54,7 @@ def _evaluations(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Seconds, epochs and 5-nn accuracies of the epochs that have one."""
     history = load_history(run).dropna(subset="knn5_top1").sort_values("epoch")
     if history.empty:
-        raise DataError(f"{run.path / HISTORY}: has no 5-nn accuracy, which a claim needs; train the run again")
+        raise DataError(
+            f"{run.path / HISTORY}: has no 5-nn accuracy, which a claim needs: run `wmse pretrain {run.name}`"
+        )
     return tuple(history[name].to_numpy() for name in ("seconds", "epoch", "knn5_top1"))

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wmse.errors import DataError
+from wmse.runs.record import METRICS
 
 PAPER_FILE = Path(__file__).with_name("paper.csv")
-METRICS = {"linear_top1": "linear top-1", "linear_top5": "linear top-5", "knn5_top1": "5-nn"}
 MARKS = {"confirmed": "", "single": "†", "recalled": "‡", "missing": ""}
 
 

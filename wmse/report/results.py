@@ -176,7 +176,9 @@ def load_runs(
     runs: dict[str, Run] = {}
     for directory in sorted({Path(path) for path in run_dirs}):
         if not (file := directory / RESULT).exists():
-            raise DataError(f"{file} does not exist: evaluate the run first, or leave it out of the report")
+            raise DataError(
+                f"{file} does not exist: run `wmse evaluate` for it, or leave it out (`wmse runs` shows states)"
+            )
         try:
             run = load_run(directory)
         except DataError as error:

@@ -79,7 +79,7 @@ def _read_pretrained(job: Job) -> dict[str, Any]:
     """The content of pretrain.json, if it and the encoder are this run's; CheckpointError otherwise."""
     folder = job.folder
     if not folder.pretrained.exists():
-        raise CheckpointError(f"{folder.pretrained}: is missing: run the pretraining of {job.spec.run} first")
+        raise CheckpointError(f"{folder.pretrained}: is missing: run `wmse pretrain {job.spec.name}` first")
     try:
         record = read_record(folder.pretrained)
         for reason in misfits(record, spec=job.spec, data={job.spec.data_key: job.data.digest}):

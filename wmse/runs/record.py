@@ -17,6 +17,8 @@ from wmse.runs.folder import ENCODER, HISTORY, PRETRAINED, RESULT
 from wmse.runs.job import Job
 
 RECORD_FORMAT = 1
+# The accuracies of a result, in percent, with their headings.
+METRICS = {"linear_top1": "linear top-1", "linear_top5": "linear top-5", "knn5_top1": "5-nn"}
 LARGEST_NUMBER = 1e18  # Views, bytes, seconds and every other number of a record stay far below.
 # What to do about a record that is not to be trusted.
 WRITE_AGAIN = {

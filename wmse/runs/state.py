@@ -6,14 +6,17 @@ import csv
 import functools
 import os
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from wmse.config import RunSpec
+from wmse.errors import DataError
 from wmse.locks import lock_holder
 from wmse.runs.folder import CHECKPOINT_NAME, RunFolder
+from wmse.runs.record import METRICS, read_record
 
 STATES = ("training", "evaluating", "failed", "stopped", "trained", "waiting", "done")  # What to look at first.
 ERROR = "wmse: error: "
@@ -30,6 +33,7 @@ class RunState:
         views_per_second, loss: of the last epoch.
         knn: the latest 5-nn accuracy in percent.
         seconds_left: of training, without evaluations.
+        metrics: the accuracies of the finished run in percent, by their names in result.json.
         note: why it failed, or what cannot be read.
     """
 
@@ -43,7 +47,28 @@ class RunState:
     loss: float | None = None
     knn: float | None = None
     seconds_left: float | None = None
+    metrics: Mapping[str, float] | None = None
     note: str = ""
+
+    def describe(self) -> str:
+        """`training at step 120 of 468, 0:02:10 left`, `finished: linear top-1 57.60 %, 5-nn 52.15 %`: in one line."""
+        at = f" at step {self.step:,}" + (f" of {self.steps:,}" if self.steps else "")
+        if self.state == "done":
+            shown = {name: value for name, value in (self.metrics or {}).items() if name != "linear_top5"}
+            figures = ", ".join(f"{METRICS[name]} {value:.2f} %" for name, value in shown.items())
+            return f"finished: {figures}" if figures else "finished"
+        if self.state == "training" and self.seconds_left is not None:
+            return f"training{at}, {clock(self.seconds_left)} left"
+        if self.state in ("training", "stopped"):
+            return self.state + at
+        if self.state == "failed":
+            return f"failed: {self.note}"
+        return {"waiting": "not started", "trained": "trained, to be evaluated"}.get(self.state, self.state)
+
+
+def clock(seconds: float) -> str:
+    """`1 day, 2:03:04`."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 def look_at_runs(runs: Sequence[RunSpec], results: Path) -> list[RunState]:
@@ -59,7 +84,7 @@ def look_at_runs(runs: Sequence[RunSpec], results: Path) -> list[RunState]:
             states.append(_state(spec, folder, history))
             if history:
                 paces[spec.benchmark, spec.same_step()] = history[-1]["seconds"] / len(history)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, DataError) as error:
             states.append(RunState(spec.run, "failed", spec.epochs, note=f"cannot be read: {error}"))
     for i, (spec, state) in enumerate(zip(runs, states, strict=True)):
         pace = paces.get((spec.benchmark, spec.same_step()))
@@ -82,7 +107,8 @@ def _state(spec: RunSpec, folder: RunFolder, history: Sequence[dict[str, Any]]) 
     else:
         name = "stopped" if history or found else "waiting"
     state = RunState(spec.run, name, spec.epochs if spec.trained else 0, note=error if name == "failed" else "")
-    state = replace(state, step=max(found, default=0))
+    metrics = _metrics(folder.result, folder.result.stat().st_mtime_ns) if name == "done" else None
+    state = replace(state, step=max(found, default=0), metrics=metrics)
     if not history:
         return state
     last, done = history[-1], len(history)
@@ -107,6 +133,13 @@ def _history(path: Path, changed: int) -> list[dict[str, Any]]:
     """The lines of a history.csv, read again when it has `changed`. ValueError: there is something else in it."""
     with open(path, encoding="utf-8", newline="") as file:
         return [{key: float(value) if value else None for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+@functools.lru_cache(maxsize=1000)
+def _metrics(path: Path, changed: int) -> dict[str, float]:
+    """The accuracies in a result.json, read again when it has `changed`; none where it holds none."""
+    found = read_record(path).get("metrics", dict, optional=True) or {}
+    return {name: float(found[name]) for name in METRICS if found.get(name) is not None}
 
 
 def _last_error(folder: RunFolder) -> str:

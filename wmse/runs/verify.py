@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,13 @@ from typing import Any
 from wmse.config import DIGITS
 from wmse.datasets import SOURCES, Source, find_folders, load
 from wmse.datasets.build import placed_raw, verify_raw
-from wmse.datasets.download import progress_bar
 from wmse.datasets.prepared import MANIFEST, prepared_folder
+from wmse.datasets.source import Archive
 from wmse.errors import DataError, explain
-from wmse.files import file_digest
+from wmse.files import file_digest, hashing_seen_by
+from wmse.progress import progress_bar
 from wmse.runs.folder import CHECKPOINT_NAME, ENCODER, PRETRAINED, RESULT, RunFolder, run_folders
-from wmse.runs.record import WRITE_AGAIN, misfits, read_record, vouch_for_file
+from wmse.runs.record import VOUCHED, WRITE_AGAIN, misfits, read_record, vouch_for_file
 
 
 @dataclass
@@ -48,30 +49,55 @@ def verify(run_dirs: Sequence[Path], data_root: Path, results: Path) -> Findings
     sources = [source for name, source in SOURCES.items() if (data_root / name).is_dir()]
     findings = Findings()
     digests: dict[str, str] = {}
-    with progress_bar(len(sources) + len(folders), "it", "") as bar:
+    total = sum(map(_size, (path for source in sources for path in _data_files(source, data_root))))
+    total += sum(_size(path) for folder in folders for path in _vouched_files(RunFolder(folder)))
+    with progress_bar(total, "B") as bar, hashing_seen_by(bar.update):
         for source in sources:
             bar.set_description(source.name)
             _verify_data(source, data_root, digests, findings)
-            bar.update()
         for folder in folders:
             bar.set_description("/".join(folder.parts[-3:]))
             _verify_run(RunFolder(folder), digests, findings)
-            bar.update()
     return findings
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # missing, or not to be looked at, which the verification itself reports
+        return 0
+
+
+def _data_files(source: Source, data_root: Path) -> Iterator[Path]:
+    """What `_verify_data` hashes."""
+    for path, archive in _published(source, data_root):
+        yield from [path] if path.is_file() else [path / name for name in archive.files]
+    yield from prepared_folder(source, data_root).glob("*")
+
+
+def _vouched_files(folder: RunFolder) -> Iterator[Path]:
+    """What `_verify_run` hashes."""
+    yield from folder.checkpoints.glob("*.pt")
+    yield from (folder.path / name for name in VOUCHED)
 
 
 def _verify_data(source: Source, data_root: Path, digests: dict[str, str], findings: Findings) -> None:
     """Every archive or folder that was placed or downloaded, where its digests are published; the prepared form."""
-    for path, archive in placed_raw(source, data_root / source.name / "raw"):
-        published = archive.digest if path.is_file() else any(archive.files.values())
-        if published:
-            findings.checked["raw data"] += 1
-            _attempt(findings, verify_raw, path, archive)
+    for path, archive in _published(source, data_root):
+        findings.checked["raw data"] += 1
+        _attempt(findings, verify_raw, path, archive)
     if (prepared_folder(source, data_root) / MANIFEST).exists():
         findings.checked["prepared data"] += 1
         if prepared := _attempt(findings, load, source.name, data_root, verify=True):
             own = prepared.manifest.get("own", {}).get("digest")
             digests[f"{source.name}:{own[:DIGITS]}" if own else source.name] = prepared.digest
+
+
+def _published(source: Source, data_root: Path) -> Iterator[tuple[Path, Archive]]:
+    """The raw data that are there and have published digests."""
+    for path, archive in placed_raw(source, data_root / source.name / "raw"):
+        if archive.digest if path.is_file() else any(archive.files.values()):
+            yield path, archive
 
 
 def _attempt(findings: Findings, check: Any, *arguments: Any, **options: Any) -> Any:

@@ -6,10 +6,10 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from wmse.datasets import SOURCES
 from wmse.encoder import Preprocessing, save_encoder
@@ -20,6 +20,7 @@ from wmse.images import ArrayImages, FileImages, open_images
 from wmse.locks import exclusive_lock, patience
 from wmse.methods import StepOutput, build_method
 from wmse.probes import embedding_spread, knn_predict
+from wmse.progress import beside_bars, progress_bar
 from wmse.provenance import peak_memory_bytes, provenance
 from wmse.runs.folder import ENCODER, HISTORY
 from wmse.runs.job import Job
@@ -34,6 +35,9 @@ from wmse.training.optim import build_optimizer, learning_rate
 from wmse.training.signals import Stopped, stop_on_signals
 from wmse.views.augmentation import build_augmentation
 from wmse.views.params import on_device
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 TRAINING_MEMORY = (
     "Its checkpoints are kept: the same command goes on from them where there is more memory. `precision: bf16` or a "
@@ -88,7 +92,10 @@ class Trainer:
         self.images = open_images(job.data["pretrain"], source, spec, device, replayed=job.runtime.compile)
         self.steps_per_epoch = len(self.images) // spec.batch_size  # the last partial batch is dropped
         if not self.steps_per_epoch:
-            raise ConfigError(f"{spec.cell}: batch_size ({spec.batch_size}) exceeds the {len(self.images)} images")
+            raise ConfigError(
+                f"{spec.cell}: batch_size ({spec.batch_size}) exceeds the {len(self.images)} images: lower it under "
+                "`parameters`"
+            )
         self.method = job.runtime.place(build_method(spec, stream_seed(spec.seed, "weights")))
         self.loss_over = spec.loss_over(self.world.size)
         if self.loss_over == "batch":
@@ -282,9 +289,8 @@ class Trainer:
     # --- progress bar -------------------------------------------------------------------------------------------------
 
     def _bar(self) -> tqdm:
-        hidden = None if self.job.progress_bar is None else not self.job.progress_bar  # None: unless on a terminal
         total = self.job.spec.epochs * self.steps_per_epoch
-        return tqdm(total=total, initial=self.progress.step, unit="step", disable=hidden, dynamic_ncols=True)
+        return progress_bar(total, "step", start=self.progress.step, shown=self.job.progress_bar)
 
     def _show(self, bar: tqdm, epoch: int, i: int) -> None:
         if bar.disable or (i % LOG_EVERY and i + 1 < self.steps_per_epoch):
@@ -296,7 +302,7 @@ class Trainer:
         bar.update(self.progress.step - bar.n)
 
     def _say(self, line: str) -> None:
-        with tqdm.external_write_mode():  # a line between two states of the bar
+        with beside_bars():
             self.job.log(line)
 
     # --- checkpoints --------------------------------------------------------------------------------------------------

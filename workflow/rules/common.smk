@@ -22,6 +22,7 @@ from wmse.workflow import (
     prepare_command,
     pretrain_flags,
     pretrain_threads,
+    progress_flag,
     rule_graph_config,
     share_of_cores,
     shown_variables,

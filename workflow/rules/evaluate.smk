@@ -18,4 +18,5 @@ rule evaluate:
         spec=spec_json,
     shell:
         stage_command("evaluate", SETTINGS)
+        + progress_flag(len(RUNS), CORES, SETTINGS)
         + "--spec {params.spec:q} --out $(dirname {output:q}) --threads {threads} --log {log:q}"

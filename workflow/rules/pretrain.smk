@@ -25,5 +25,6 @@ rule pretrain:
         spec=spec_json,
     shell:
         stage_command("pretrain", SETTINGS)
-        + pretrain_flags(len(TRAINED), CORES, SETTINGS)
+        + pretrain_flags(SETTINGS)
+        + progress_flag(len(TRAINED), CORES, SETTINGS)
         + "--spec {params.spec:q} --out $(dirname {output.encoder:q}) --threads {threads} --processes {resources.processes} --nodes {resources.nodes} --log {log:q}"
