@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import wmse
+from wmse.cli_bundle import add_bundle_commands
 from wmse.cli_config import add_config, add_plugins, json_object, read_folder, read_project, selected_run
 from wmse.cli_encoder import add_encoder_commands, positive
 from wmse.errors import STOPPED_EXIT, ConfigError, WmseError, explain
@@ -83,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_stages(add)
     _add_services(add)
     add_encoder_commands(add)
+    add_bundle_commands(add)
     return parser
 
 

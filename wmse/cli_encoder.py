@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wmse.cli_config import read_project
+from wmse.cli_config import add_place, run_path
 
 if TYPE_CHECKING:
     from wmse.pretrained import Pretrained
@@ -37,33 +37,25 @@ def add_encoder_commands(add: Add) -> None:
     command = add(
         "export", run_export, "a trained encoder for another library, with its preprocessing and a model card"
     )
-    _add_run(command)
+    add_place(command, "a run's folder, its encoder.safetensors, or the name of a run of the configuration")
     command.add_argument("--format", choices=FORMATS, default="torchvision", help="default: torchvision")
     command.add_argument("--out", type=Path, help="a folder (default: export/FORMAT in the run's)")
 
     command = add(
         "features", run_features, "the features of a folder's images, in one file; goes on where it was stopped"
     )
-    _add_run(command)
+    add_place(command, "a run's folder, its encoder.safetensors, or the name of a run of the configuration")
     _add_folder(command)
     command.add_argument("--out", type=Path, required=True, help="a file, .npz or .parquet")
 
     command = add("neighbours", run_neighbours, "a contact sheet of the nearest images of a folder, and a map of all")
-    _add_run(command)
+    add_place(command, "a run's folder, its encoder.safetensors, or the name of a run of the configuration")
     _add_folder(command)
     command.add_argument("--out", type=Path, default=Path("neighbours"), help="a folder (default: neighbours)")
     command.add_argument("--samples", type=positive(int), default=8, help="rows of the sheet (default: 8)")
     command.add_argument("--neighbours", type=positive(int), default=8, help="in a row (default: 8)")
     command.add_argument("--seed", type=int, default=0, help="which samples are drawn (default: 0)")
     command.add_argument("--features", type=Path, help="an .npz file of `wmse features`, instead of computing them")
-
-
-def _add_run(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "run", help="a run's folder, its encoder.safetensors, or the name of a run of the configuration"
-    )
-    command.add_argument("--root", type=Path, default=Path(), help="the folder with config.yaml, for a name")
-    command.add_argument("--preset", help="instead of the preset in config.yaml, for a name")
 
 
 def _add_folder(command: argparse.ArgumentParser) -> None:
@@ -119,13 +111,7 @@ def _open(options: argparse.Namespace) -> Pretrained:
     """The run that the arguments name: by its place, or as one of the configuration."""
     from wmse.pretrained import open_run
 
-    path = Path(options.run)
-    if not path.exists() and (options.root / "config.yaml").exists():
-        from wmse.runs.folder import RunFolder
-
-        project = read_project(options)
-        path = RunFolder.of(options.root / project.settings["results"], project.find(options.run).run).path
-    return open_run(path)
+    return open_run(run_path(options))
 
 
 def _runtime(options: argparse.Namespace, say: Say) -> Runtime:

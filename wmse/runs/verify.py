@@ -15,7 +15,7 @@ from wmse.datasets.download import progress_bar
 from wmse.datasets.prepared import MANIFEST, prepared_folder
 from wmse.errors import DataError, explain
 from wmse.files import file_digest
-from wmse.runs.folder import CHECKPOINT_NAME, ENCODER, PRETRAINED, RESULT, RunFolder, run_folders
+from wmse.runs.folder import CHECKPOINT_NAME, ENCODER, IMPORTED, PRETRAINED, RESULT, RunFolder, run_folders
 from wmse.runs.record import WRITE_AGAIN, misfits, read_record, vouch_for_file
 
 
@@ -55,7 +55,7 @@ def verify(run_dirs: Sequence[Path], data_root: Path, results: Path) -> Findings
             bar.update()
         for folder in folders:
             bar.set_description("/".join(folder.parts[-3:]))
-            _verify_run(RunFolder(folder), digests, findings)
+            verify_run(RunFolder(folder), digests, findings)
             bar.update()
     return findings
 
@@ -85,7 +85,8 @@ def _attempt(findings: Findings, check: Any, *arguments: Any, **options: Any) ->
     return None
 
 
-def _verify_run(folder: RunFolder, digests: Mapping[str, str], findings: Findings) -> None:
+def verify_run(folder: RunFolder, digests: Mapping[str, str], findings: Findings) -> None:
+    """Hash a run's files again; `digests` are those of the prepared data, by `RunSpec.data_key`."""
     for path in sorted(folder.checkpoints.glob("*.pt")):
         findings.checked["checkpoints"] += 1
         named = CHECKPOINT_NAME.fullmatch(path.name)
@@ -112,6 +113,15 @@ def _verify_run(folder: RunFolder, digests: Mapping[str, str], findings: Finding
             _attempt(findings, vouch_for_file, path, digest, PRETRAINED if trained else RESULT)
         elif trained:  # else these are results alone, copied without the encoders
             findings.problems.append(f"{path}: is missing: run `snakemake --cores all` (or `wmse pretrain`)")
+    if folder.imported.exists():
+        findings.checked[IMPORTED] += 1
+        _attempt(findings, _verify_origin, folder.imported)
+
+
+def _verify_origin(path: Path) -> None:
+    record = read_record(path)
+    if not record.sealed:
+        raise record.error("was changed after it was written")
 
 
 def _verify_record(path: Path, digests: Mapping[str, str], findings: Findings) -> dict[str, str] | None:
