@@ -19,7 +19,12 @@ from builders.data import make_images
 from builders.runs import TINY
 from builders.workflow import PATIENT, environment
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "results/reference/README.md"]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "config/README.md",
+    ROOT / "results/reference/README.md",
+]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -127,3 +132,22 @@ def test_the_loss_trains_a_model_of_lightly(tmp_path: Path) -> None:
 def test_the_tutorial_lists_the_names_that_stay() -> None:
     listed = set(re.findall(r"^\| `wmse\.(\w+)", (ROOT / "docs/tutorial.md").read_text(), re.MULTILINE))
     assert listed == set(wmse.__all__) - {"__version__"}
+
+
+def test_the_page_on_the_configuration_has_every_key_with_its_default() -> None:
+    schema = yaml.safe_load((ROOT / "wmse/config/config.schema.yaml").read_text())
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", (ROOT / "config/README.md").read_text(), re.MULTILINE)
+    listed = {key: yaml.safe_load(default.strip("`")) for key, default in rows}
+    defaults = {key: about.get("default", "the preset's") for key, about in schema["properties"].items()}
+    assert listed == defaults
+
+
+def test_the_workflow_catalog_is_told_what_there_is() -> None:
+    usage = yaml.safe_load((ROOT / ".snakemake-workflow-catalog.yml").read_text())["usage"]
+    assert usage.keys() == {"mandatory-flags", "software-stack-deployment", "report"}
+    assert usage["report"] is True
+    assert usage["software-stack-deployment"].keys() == {"conda", "apptainer", "apptainer+conda"}
+    assert (ROOT / "workflow/Snakefile").is_file()
+    readme = (ROOT / "README.md").read_text().lower()
+    assert "snakemake" in readme
+    assert "workflow" in readme
