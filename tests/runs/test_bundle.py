@@ -112,6 +112,12 @@ def test_the_same_run_gives_the_same_bytes(run: RunFolder, tmp_path: Path) -> No
     }
 
 
+def test_a_run_in_a_folder_of_another_name_is_bundled_by_its_own(run: RunFolder, tmp_path: Path) -> None:
+    first = RunFolder(run.path.rename(tmp_path / "first"))
+    folder, *_ = import_bundle(write_bundle(first, tmp_path / "a.tar.gz")[0], tmp_path / "other")
+    assert folder.path == tmp_path / "other/runs" / spec_in(first.path).run
+
+
 def test_head_and_optimiser_go_along_unless_left_out(run: RunFolder, data: ArrayDataset, tmp_path: Path) -> None:
     spec = spec_in(run.path)
     folder, *_ = import_bundle(write_bundle(run, tmp_path / "a.tar.gz")[0], tmp_path / "with")
@@ -196,8 +202,13 @@ def flipped(path: Path) -> None:
         (unfinished, r"is not finished: `wmse pretrain cifar10/wmse-2/seed0` goes on with it"),
         (lambda run: run.result.unlink(), r"is not finished: `wmse evaluate cifar10/wmse-2/seed0` goes on with it"),
         (forgotten, r"has no checkpoint of the last step \(9\).*`wmse bundle --without-checkpoint`"),
-        (lambda run: flipped(run.encoder), r"encoder\.safetensors: is not what pretrain\.json vouches for"),
+        (lambda run: flipped(run.encoder), r"pretrain\.json: vouches for another encoder\.safetensors than there is"),
         (lambda run: run.pretrained.unlink(), r"pretrain\.json: is missing: of results alone there is no bundle"),
+        (lambda run: run.history.unlink(), r"history\.csv: is missing: run `wmse verify`"),
+        (
+            lambda run: flipped(next(run.checkpoints.iterdir())),
+            r"\.pt: is not what its name says: `wmse bundle --without",
+        ),
         (lambda run: shutil.rmtree(run.path), r"there is no such run: `wmse runs` lists"),
     ],
 )
@@ -275,7 +286,10 @@ SPOILT: dict[str, tuple[Callable[[Files], Files], str]] = {
     "no result": (lambda files: unlisted(files, "result.json"), "result.json: missing"),
     "one more file": (lambda files: {**files, "more.txt": b""}, "'more.txt', which bundle.json does not list"),
     "a damaged file": (lambda files: {**files, "history.csv": files["history.csv"] + b"1"}, "history.csv: damaged"),
-    "another history": (lambda files: with_digest(files, "history.csv", b"epoch\n"), "vouches for other files"),
+    "another history": (
+        lambda files: with_digest(files, "history.csv", b"epoch\n"),
+        "vouches for another history.csv than there is",
+    ),
     "a changed result": (
         lambda files: with_digest(files, "result.json", files["result.json"].replace(b"cpu", b"gpu")),
         "result.json: was changed after it was written",

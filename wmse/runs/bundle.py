@@ -50,7 +50,6 @@ from wmse.runs.folder import (
     RunFolder,
 )
 from wmse.runs.record import VOUCHED, Record, misfits, read_record
-from wmse.runs.verify import Findings, verify_run
 
 BUNDLE = "bundle.json"
 BUNDLE_FORMAT = 1
@@ -83,8 +82,17 @@ def write_bundle(folder: RunFolder, out: Path | None = None, checkpoint: bool = 
     Raises:
         DataError: not finished, at work, damaged, without its last checkpoint; or `out` is a folder that is not empty.
     """
-    run, names = _finished(folder, checkpoint)
-    files = digests(folder.path, *sorted(names))
+    records = _records_of_finished(folder)
+    names = [*records, *(TRAINED if PRETRAINED in records else ())]
+    for name in names:
+        if not (folder.path / name).is_file():
+            raise DataError(f"{folder.path / name}: is missing: run `wmse verify`, which says what to do")
+    if checkpoint and PRETRAINED in records:
+        names.append(_last_checkpoint(folder, records[PRETRAINED].get("pretrain.steps", int)))
+    names += [name for name in LOGS if (folder.path / name).is_file()]
+    run = RunSpec.from_dict(records[RESULT].get("spec", dict), runnable=False).run
+    files = digests(folder.path, *sorted({*names}))
+    _check_records(records, run, files)
     manifest = sealed({"format": BUNDLE_FORMAT, "wmse": wmse.__version__, "run": run, "files": files})
     name = run.replace("/", "-")
     out = out or Path(f"{name}.tar.gz")
@@ -95,8 +103,8 @@ def write_bundle(folder: RunFolder, out: Path | None = None, checkpoint: bool = 
     return out, f"sha256:{manifest['sha256']}"
 
 
-def _finished(folder: RunFolder, checkpoint: bool) -> tuple[str, list[str]]:
-    """The run's name and the files of its bundle, all of which are what its records vouch for."""
+def _records_of_finished(folder: RunFolder) -> dict[str, Record]:
+    """The records of a run that is trained, if there is anything to train, and evaluated."""
     if not folder.path.is_dir():
         raise DataError(f"{folder.path}: there is no such run: `wmse runs` lists those of the configuration")
     if holder := lock_holder(folder.lock):
@@ -106,25 +114,19 @@ def _finished(folder: RunFolder, checkpoint: bool) -> tuple[str, list[str]]:
         stage = "evaluate" if folder.pretrained.exists() or method in baselines() else "pretrain"
         name = "/".join(folder.path.resolve().parts[-3:]).rsplit("-", 1)[0]
         raise DataError(f"{folder.path}: the run is not finished: `wmse {stage} {name}` goes on with it")
-    verify_run(folder, {}, findings := Findings())
-    if findings.problems:
-        raise DataError(findings.problems[0])
     result = read_record(folder.result)
-    names = [RESULT]
-    if result.get("pretrain", dict, none=True):
-        names += TRAINED
-        if checkpoint:
-            names.append(_last_checkpoint(folder, result.get("pretrain.steps", int, none=True, optional=True)))
-    for name in names:
-        if not (folder.path / name).is_file():
-            raise DataError(f"{folder.path / name}: is missing: of results alone there is no bundle")
-    names += [name for name in LOGS if (folder.path / name).is_file()]
-    return RunSpec.from_dict(result.get("spec", dict), runnable=False).run, names
+    if result.get("pretrain", dict, none=True) is None:
+        return {RESULT: result}
+    if not folder.pretrained.exists():
+        raise DataError(f"{folder.pretrained}: is missing: of results alone there is no bundle")
+    return {PRETRAINED: read_record(folder.pretrained), RESULT: result}
 
 
-def _last_checkpoint(folder: RunFolder, steps: int | None) -> str:
+def _last_checkpoint(folder: RunFolder, steps: int) -> str:
     for path in folder.checkpoints.glob("*"):
         if (named := CHECKPOINT_NAME.fullmatch(path.name)) and int(named[1]) == steps:
+            if not file_digest(path).startswith(named[2]):
+                raise DataError(f"{path}: is not what its name says: `wmse bundle --without-checkpoint` leaves it out")
             return f"{CHECKPOINTS}/{path.name}"
     raise DataError(
         f"{folder.checkpoints}: has no checkpoint of the last step ({steps}), which holds the head and the optimiser's "
@@ -195,7 +197,7 @@ def import_bundle(bundle: Path, results: Path) -> tuple[RunFolder, str, bool]:
 def _import(bundle: Path, results: Path, stage: Path) -> tuple[RunFolder, str, bool]:
     manifest = _unpack(bundle, stage)
     run, files, digest = manifest.content["run"], manifest.content["files"], f"sha256:{manifest.content['sha256']}"
-    _check_records(bundle, stage, run, files)
+    _check_records(_records_in(bundle, stage, files), run, files)
     folder = RunFolder.of(results, run)
     if folder.path.exists() and any(folder.path.iterdir()):
         for name in sorted(files.keys() - set(LOGS)):
@@ -264,26 +266,30 @@ def _listed_files(manifest: Record) -> dict[str, str]:
     return files
 
 
-def _check_records(bundle: Path, stage: Path, run: str, files: Mapping[str, str]) -> None:
-    """Raise DataError unless the run's own records are of this run and vouch for the files that were bundled."""
-    records = {
-        name: read_record(stage / name, Path(f"{bundle}: {name}"), AGAIN)
-        for name in (PRETRAINED, RESULT)
-        if name in files
-    }
-    if RESULT not in records:
-        raise DataError(f"{bundle}: {RESULT}: missing: {AGAIN}")
-    trained = records[RESULT].get("pretrain", dict, none=True) is not None
-    if trained and (missing := set(TRAINED) - files.keys()):
-        raise DataError(f"{bundle}: {', '.join(sorted(missing))}: missing: {AGAIN}")
+def _check_records(records: Mapping[str, Record], run: str, files: Mapping[str, str]) -> None:
+    """Raise DataError unless a run's own records are of this run and vouch for the files that are bundled."""
     for record in records.values():
         for reason in misfits(record):
             raise record.error(reason)
         found = RunSpec.from_dict(record.get("spec", dict), runnable=False).run
         if found != run or record.get("run", str) != run:
             raise record.error(f"belongs to the run {shorten(found)}, not to {run}")
-        if record.files != {name: digest for name, digest in files.items() if name in VOUCHED}:
-            raise record.error("vouches for other files than these")
+        vouched = {name: digest for name, digest in files.items() if name in VOUCHED}
+        if record.files != vouched:
+            names = ", ".join(sorted(dict(record.files.items() ^ vouched.items())))
+            raise record.error(f"vouches for another {names} than there is")
+
+
+def _records_in(bundle: Path, stage: Path, files: Mapping[str, str]) -> dict[str, Record]:
+    """The run's own records, if nothing that belongs to them is missing."""
+    found = [name for name in (PRETRAINED, RESULT) if name in files]
+    records = {name: read_record(stage / name, Path(f"{bundle}: {name}"), AGAIN) for name in found}
+    needed = {RESULT}
+    if RESULT in records and records[RESULT].get("pretrain", dict, none=True) is not None:
+        needed |= {*TRAINED}
+    if missing := needed - files.keys():
+        raise DataError(f"{bundle}: {', '.join(sorted(missing))}: missing: {AGAIN}")
+    return records
 
 
 def _copy(opened: Callable[[], IO[bytes]], size: int, target: Path, bundle: Path) -> str:

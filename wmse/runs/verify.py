@@ -55,7 +55,7 @@ def verify(run_dirs: Sequence[Path], data_root: Path, results: Path) -> Findings
             bar.update()
         for folder in folders:
             bar.set_description("/".join(folder.parts[-3:]))
-            verify_run(RunFolder(folder), digests, findings)
+            _verify_run(RunFolder(folder), digests, findings)
             bar.update()
     return findings
 
@@ -85,8 +85,7 @@ def _attempt(findings: Findings, check: Any, *arguments: Any, **options: Any) ->
     return None
 
 
-def verify_run(folder: RunFolder, digests: Mapping[str, str], findings: Findings) -> None:
-    """Hash a run's files again; `digests` are those of the prepared data, by `RunSpec.data_key`."""
+def _verify_run(folder: RunFolder, digests: Mapping[str, str], findings: Findings) -> None:
     for path in sorted(folder.checkpoints.glob("*.pt")):
         findings.checked["checkpoints"] += 1
         named = CHECKPOINT_NAME.fullmatch(path.name)
