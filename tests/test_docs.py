@@ -120,6 +120,28 @@ def test_the_tutorial_runs_from_top_to_bottom(tmp_path: Path) -> None:
     assert [name for name in made if not (tmp_path / name).exists()] == []
 
 
+def test_a_run_is_passed_on_as_the_page_says(tmp_path: Path) -> None:
+    page = ROOT / "docs/bundles.md"
+    cell = {"experiments": [{"benchmarks": ["fashion_mnist"], "methods": ["wmse-2"]}]}
+    fast = {"*": {**TINY, "epochs": 1, "lr_drops": [], "batch_size": 512, "probe_batch_size": 1000}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**cell, "parameters": fast}))
+    run = "fashion_mnist/wmse-2/seed0"
+    folder = f"results/runs/$(wmse runs | grep {run})"
+    by_hand = f"wmse prepare fashion_mnist && wmse pretrain {run} && wmse evaluate {run}"
+    assert "linear_top1" in run_blocks(tmp_path, "sh", by_hand)
+    printed = run_blocks(tmp_path, "sh", *blocks(page, "sh"), f"ls {folder}", f"wmse pretrain {run}")
+    listed = set(re.findall(r"[a-z]+\.(?:json|csv|safetensors)", page.read_text())) - {"bundle.json", "imported.json"}
+    assert [name for name in listed if name not in printed] == []
+    for words in (
+        "wrote wmse-2.tar.gz: bundle sha256:",
+        "imported from wmse-2.tar.gz",
+        "no problem in",
+        "trained already",
+    ):
+        assert words in printed
+    assert re.search(r"wmse-2/seed0-\w{8} after 19 steps", run_blocks(tmp_path, "python", *blocks(page, "python")))
+
+
 def test_the_loss_trains_a_model_of_lightly(tmp_path: Path) -> None:
     for package in ("lightly", "pytorch_lightning"):
         pytest.importorskip(package, reason=f"{package} is not installed: the extra 'bench' has it")
