@@ -204,6 +204,10 @@ def flipped(path: Path) -> None:
         (forgotten, r"has no checkpoint of the last step \(9\).*`wmse bundle --without-checkpoint`"),
         (lambda run: flipped(run.encoder), r"pretrain\.json: vouches for another encoder\.safetensors than there is"),
         (lambda run: run.pretrained.unlink(), r"pretrain\.json: is missing: of results alone there is no bundle"),
+        (
+            lambda run: run.result.write_text(run.result.read_text().replace("cifar10", "cifar11")),
+            r"result\.json: was changed after it was written: remove it and run",
+        ),
         (lambda run: run.history.unlink(), r"history\.csv: is missing: run `wmse verify`"),
         (
             lambda run: flipped(next(run.checkpoints.iterdir())),
@@ -306,6 +310,10 @@ SPOILT: dict[str, tuple[Callable[[Files], Files], str]] = {
         lambda files: with_digest(files, "pretrain.json", record(files, "pretrain.json", files=[])),
         "pretrain.json: key 'files' must be of type dict",
     ),
+    "a digest that is none": (
+        lambda files: with_digest(files, "result.json", record(files, "result.json", files={"history.csv": [1]})),
+        "result.json: vouches for another encoder.safetensors and history.csv",
+    ),
 }
 
 
@@ -365,6 +373,8 @@ def test_no_bundle_a_cut_one_and_a_bomb_are_refused(files: Files, tmp_path: Path
         for _ in range(1 << 8):
             file.write(bytes(1 << 20))
     refused(put(tmp_path / "bomb.tar.gz", zeros.getvalue()), tmp_path / "other", "unpacks to more than")
+    os.mkfifo(tmp_path / "pipe")
+    refused(tmp_path / "pipe", tmp_path / "other", "no such file or folder")
 
 
 def test_a_folder_with_a_link_is_refused(run: RunFolder, tmp_path: Path) -> None:

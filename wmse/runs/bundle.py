@@ -90,7 +90,7 @@ def write_bundle(folder: RunFolder, out: Path | None = None, checkpoint: bool = 
     if checkpoint and PRETRAINED in records:
         names.append(_last_checkpoint(folder, records[PRETRAINED].get("pretrain.steps", int)))
     names += [name for name in LOGS if (folder.path / name).is_file()]
-    run = RunSpec.from_dict(records[RESULT].get("spec", dict), runnable=False).run
+    run = records[RESULT].get("run", str)
     files = digests(folder.path, *sorted({*names}))
     _check_records(records, run, files)
     manifest = sealed({"format": BUNDLE_FORMAT, "wmse": wmse.__version__, "run": run, "files": files})
@@ -163,7 +163,7 @@ def _write_folder(out: Path, folder: RunFolder, manifest: Mapping[str, Any]) -> 
             shutil.copyfile(folder.path / name, part / name)
             flush_to_disk(part / name)
         write_json(part / BUNDLE, manifest)
-        durable_rename(part, out)
+        _place(part, out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -183,7 +183,7 @@ def import_bundle(bundle: Path, results: Path) -> tuple[RunFolder, str, bool]:
     Raises:
         DataError: no bundle, damaged, hostile, or not of the run that it names; or another one of that name is there.
     """
-    if not bundle.exists():
+    if not (bundle.is_file() or bundle.is_dir()):
         raise DataError(f"{bundle}: no such file or folder: name a bundle that `wmse bundle` wrote")
     with exclusive_lock(results / RESULTS_LOCK, f"wmse import {bundle}", DataError):
         stage = results / STAGE
@@ -221,8 +221,15 @@ def _import(bundle: Path, results: Path, stage: Path) -> tuple[RunFolder, str, b
     # Snakemake evaluates a run again whose result is older than its encoder.
     os.utime(stage / RESULT)
     folder.path.parent.mkdir(parents=True, exist_ok=True)
-    durable_rename(stage, folder.path)
+    _place(stage, folder.path)
     return folder, digest, True
+
+
+def _place(part: Path, target: Path) -> None:
+    """Rename a complete folder, whose files are on disk."""
+    if (part / CHECKPOINTS).exists():
+        flush_to_disk(part / CHECKPOINTS)
+    durable_rename(part, target)
 
 
 def _unpack(bundle: Path, stage: Path) -> Record:
@@ -274,10 +281,8 @@ def _check_records(records: Mapping[str, Record], run: str, files: Mapping[str, 
         found = RunSpec.from_dict(record.get("spec", dict), runnable=False).run
         if found != run or record.get("run", str) != run:
             raise record.error(f"belongs to the run {shorten(found)}, not to {run}")
-        vouched = {name: digest for name, digest in files.items() if name in VOUCHED}
-        if record.files != vouched:
-            names = ", ".join(sorted(dict(record.files.items() ^ vouched.items())))
-            raise record.error(f"vouches for another {names} than there is")
+        if wrong := [name for name in sorted(VOUCHED) if record.files.get(name) != files.get(name)]:
+            raise record.error(f"vouches for another {' and '.join(wrong)} than there is")
 
 
 def _records_in(bundle: Path, stage: Path, files: Mapping[str, str]) -> dict[str, Record]:
