@@ -6,13 +6,14 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from wmse.cli_config import add_place, run_path
+from wmse.cli_config import add_config, find_run
 
 
 def add_bundle_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Add them by `add(name, function, help)`."""
     command = add("bundle", run_bundle, "a finished run as one archive or folder, for others to check or continue")
-    add_place(command, "a run's folder, or the name of a run of the configuration")
+    command.add_argument("run", help="a run's folder, or the name of a run of the configuration")
+    add_config(command)
     command.add_argument("--out", type=Path, help="a .tar.gz or .tar, or a new folder (default: RUN-HASH.tar.gz here)")
     command.add_argument(
         "--without-checkpoint", action="store_true", help="leave out the head and the optimiser's state"
@@ -28,7 +29,8 @@ def run_bundle(options: argparse.Namespace, output: Callable[[str], None]) -> No
     from wmse.runs.bundle import write_bundle
     from wmse.runs.folder import RunFolder
 
-    out, digest = write_bundle(RunFolder(run_path(options)), options.out, not options.without_checkpoint)
+    folder = RunFolder(find_run(options, options.run)[0])
+    out, digest = write_bundle(folder, options.out, not options.without_checkpoint)
     output(f"wrote {out}: bundle {digest}")
 
 

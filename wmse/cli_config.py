@@ -56,22 +56,16 @@ def selected_run(options: argparse.Namespace) -> tuple[RunSpec, RunFolder, str]:
     return spec, RunFolder(options.out) if options.out else RunFolder.of(results, spec.run), preset
 
 
-def add_place(command: argparse.ArgumentParser, what: str) -> None:
-    """An argument for a run that is there already, by its place or its name, which `run_path` reads."""
-    command.add_argument("run", help=what)
-    command.add_argument("--root", type=Path, default=Path(), help="the folder with config.yaml, for a name")
-    command.add_argument("--preset", help="instead of the preset in config.yaml, for a name")
-
-
-def run_path(options: argparse.Namespace) -> Path:
-    """Where the run is that the arguments name: its place as given, or that of one of the configuration."""
+def find_run(options: argparse.Namespace, name: str) -> tuple[Path, RunSpec | None]:
+    """The place that an argument names, or else the folder of the run of this name, and that run's specification."""
+    path = Path(name)
+    if path.exists() or not (options.root / "config.yaml").exists():
+        return path, None
     from wmse.runs.folder import RunFolder
 
-    path = Path(options.run)
-    if path.exists() or not (options.root / "config.yaml").exists():
-        return path
     project = read_project(options)
-    return RunFolder.of(options.root / project.settings["results"], project.find(options.run).run).path
+    spec = project.find(name)
+    return RunFolder.of(options.root / project.settings["results"], spec.run).path, spec
 
 
 def json_object(option: str, text: str) -> dict[str, Any]:

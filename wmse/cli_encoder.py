@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wmse.cli_config import add_place, run_path
+from wmse.cli_config import find_run
+from wmse.errors import CheckpointError
 
 if TYPE_CHECKING:
     from wmse.pretrained import Pretrained
@@ -37,25 +38,33 @@ def add_encoder_commands(add: Add) -> None:
     command = add(
         "export", run_export, "a trained encoder for another library, with its preprocessing and a model card"
     )
-    add_place(command, "a run's folder, its encoder.safetensors, or the name of a run of the configuration")
+    _add_run(command)
     command.add_argument("--format", choices=FORMATS, default="torchvision", help="default: torchvision")
     command.add_argument("--out", type=Path, help="a folder (default: export/FORMAT in the run's)")
 
     command = add(
         "features", run_features, "the features of a folder's images, in one file; goes on where it was stopped"
     )
-    add_place(command, "a run's folder, its encoder.safetensors, or the name of a run of the configuration")
+    _add_run(command)
     _add_folder(command)
     command.add_argument("--out", type=Path, required=True, help="a file, .npz or .parquet")
 
     command = add("neighbours", run_neighbours, "a contact sheet of the nearest images of a folder, and a map of all")
-    add_place(command, "a run's folder, its encoder.safetensors, or the name of a run of the configuration")
+    _add_run(command)
     _add_folder(command)
     command.add_argument("--out", type=Path, default=Path("neighbours"), help="a folder (default: neighbours)")
     command.add_argument("--samples", type=positive(int), default=8, help="rows of the sheet (default: 8)")
     command.add_argument("--neighbours", type=positive(int), default=8, help="in a row (default: 8)")
     command.add_argument("--seed", type=int, default=0, help="which samples are drawn (default: 0)")
     command.add_argument("--features", type=Path, help="an .npz file of `wmse features`, instead of computing them")
+
+
+def _add_run(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "run", help="a run's folder, its encoder.safetensors, or the name of a run of the configuration"
+    )
+    command.add_argument("--root", type=Path, default=Path(), help="the folder with config.yaml, for a name")
+    command.add_argument("--preset", help="instead of the preset in config.yaml, for a name")
 
 
 def _add_folder(command: argparse.ArgumentParser) -> None:
@@ -111,7 +120,10 @@ def _open(options: argparse.Namespace) -> Pretrained:
     """The run that the arguments name: by its place, or as one of the configuration."""
     from wmse.pretrained import open_run
 
-    return open_run(run_path(options))
+    path, spec = find_run(options, options.run)
+    if spec and not path.exists():
+        raise CheckpointError(f"{path}: the run has not been trained: run `wmse pretrain {spec.name}` first")
+    return open_run(path)
 
 
 def _runtime(options: argparse.Namespace, say: Say) -> Runtime:
