@@ -278,6 +278,7 @@ def _check_records(records: Mapping[str, Record], run: str, files: Mapping[str, 
     for record in records.values():
         for reason in misfits(record):
             raise record.error(reason)
+    for record in records.values():
         found = RunSpec.from_dict(record.get("spec", dict), runnable=False).run
         if found != run or record.get("run", str) != run:
             raise record.error(f"belongs to the run {shorten(found)}, not to {run}")
