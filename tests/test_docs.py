@@ -20,7 +20,12 @@ from builders.runs import TINY
 from builders.workflow import PATIENT, environment
 from wmse.config import baselines, experiments, make_spec
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "results/reference/README.md"]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "config/README.md",
+    ROOT / "results/reference/README.md",
+]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -142,6 +147,28 @@ def test_the_tutorial_runs_from_top_to_bottom(tmp_path: Path) -> None:
     assert [name for name in made if not (tmp_path / name).exists()] == []
 
 
+def test_a_run_is_passed_on_as_the_page_says(tmp_path: Path) -> None:
+    page = ROOT / "docs/bundles.md"
+    cell = {"experiments": [{"benchmarks": ["fashion_mnist"], "methods": ["wmse-2"]}]}
+    fast = {"*": {**TINY, "epochs": 1, "lr_drops": [], "batch_size": 512, "probe_batch_size": 1000}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**cell, "parameters": fast}))
+    run = "fashion_mnist/wmse-2/seed0"
+    folder = f"results/runs/$(wmse runs | grep {run})"
+    by_hand = f"wmse prepare fashion_mnist && wmse pretrain {run} && wmse evaluate {run}"
+    assert "linear_top1" in run_blocks(tmp_path, "sh", by_hand)
+    printed = run_blocks(tmp_path, "sh", *blocks(page, "sh"), f"ls {folder}", f"wmse pretrain {run}")
+    listed = set(re.findall(r"[a-z]+\.(?:json|csv|safetensors)", page.read_text())) - {"bundle.json", "imported.json"}
+    assert [name for name in listed if name not in printed] == []
+    for words in (
+        "wrote wmse-2.tar.gz: bundle sha256:",
+        "imported from wmse-2.tar.gz",
+        "no problem in",
+        "trained already",
+    ):
+        assert words in printed
+    assert re.search(r"wmse-2/seed0-\w{8} after 19 steps", run_blocks(tmp_path, "python", *blocks(page, "python")))
+
+
 def test_the_loss_trains_a_model_of_lightly(tmp_path: Path) -> None:
     for package in ("lightly", "pytorch_lightning"):
         pytest.importorskip(package, reason=f"{package} is not installed: the extra 'bench' has it")
@@ -190,3 +217,22 @@ def test_the_page_on_numbers_computes_what_the_tables_say(tmp_path: Path) -> Non
 def test_the_tutorial_lists_the_names_that_stay() -> None:
     listed = set(re.findall(r"^\| `wmse\.(\w+)", (ROOT / "docs/tutorial.md").read_text(), re.MULTILINE))
     assert listed == set(wmse.__all__) - {"__version__"}
+
+
+def test_the_page_on_the_configuration_has_every_key_with_its_default() -> None:
+    schema = yaml.safe_load((ROOT / "wmse/config/config.schema.yaml").read_text())
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \|", (ROOT / "config/README.md").read_text(), re.MULTILINE)
+    listed = {key: yaml.safe_load(default.strip("`")) for key, default in rows}
+    defaults = {key: about.get("default", "the preset's") for key, about in schema["properties"].items()}
+    assert listed == defaults
+
+
+def test_the_workflow_catalog_is_told_what_there_is() -> None:
+    usage = yaml.safe_load((ROOT / ".snakemake-workflow-catalog.yml").read_text())["usage"]
+    assert usage.keys() == {"mandatory-flags", "software-stack-deployment", "report"}
+    assert usage["report"] is True
+    assert usage["software-stack-deployment"].keys() == {"conda", "apptainer", "apptainer+conda"}
+    assert (ROOT / "workflow/Snakefile").is_file()
+    readme = (ROOT / "README.md").read_text().lower()
+    assert "snakemake" in readme
+    assert "workflow" in readme

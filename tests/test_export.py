@@ -167,7 +167,7 @@ def test_a_run_of_the_configuration_is_found_by_its_name(
     (tmp_path / "config.yaml").write_text("preset: quick\nresults: out\n")
     command = ["export", "garments/wmse-2/seed0", "--root", str(tmp_path)]
     assert main(command) == 1
-    assert "there is no encoder: give the folder of a run whose `wmse pretrain` has finished" in capsys.readouterr().err
+    assert "has not been trained: run `wmse pretrain garments/wmse-2/seed0` first" in capsys.readouterr().err
     spec = load_project({"preset": "quick"}).find("garments/wmse-2/seed0")
     shutil.copytree(finished, tmp_path / "out/runs" / spec.run)
     assert main(command) == 0

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import socket
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ import yaml
 from builders.runs import TINY
 from builders.workflow import snakemake
 from wmse.errors import WmseError
+from wmse.runs.bundle import import_bundle, write_bundle
+from wmse.runs.folder import RunFolder
+from wmse.runs.verify import verify
 from wmse.workflow import (
     binds,
     forget_killed_run,
@@ -164,6 +168,36 @@ def test_a_lost_encoder_comes_back_from_the_checkpoint_with_the_same_bits(copy: 
     (copy / encoder).unlink()
     assert snakemake(copy, str(encoder)).returncode == 0
     assert (copy / encoder).read_bytes() == before
+
+
+def test_imported_runs_are_not_computed_again_and_fill_the_tables(finished: Path, tmp_path: Path) -> None:
+    shutil.copy(finished / "config.yaml", tmp_path)
+    for i, run in enumerate(sorted(finished.glob("results/runs/*/*/*"))):
+        bundle, _ = write_bundle(RunFolder(run), tmp_path / f"{i}.tar")
+        import_bundle(bundle, tmp_path / "results")
+        bundle.unlink()
+    assert planned(tmp_path) == {"dag": 1, **REPORT}
+    done = snakemake(tmp_path, "--forcerun", "tables")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("tables.md", "claims.md"):
+        assert (tmp_path / "results" / name).read_bytes() == (finished / "results" / name).read_bytes()
+    assert planned(tmp_path) == {}
+    findings = verify([], tmp_path / "data", tmp_path / "results")
+    assert (findings.problems, findings.checked["imported.json"]) == ([], len(results(finished)))
+
+
+def test_snakemakes_own_report_needs_no_network(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # where nobody answers
+    done = snakemake(finished, "--report", "report.zip")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "downloading" not in done.stdout + done.stderr
+    with zipfile.ZipFile(finished / "report.zip") as report:
+        names = [Path(name).name for name in report.namelist()]
+        page = report.read("report/report.html").decode()
+    figures = {path.name for path in (finished / "results/plots").glob("*.png")}
+    assert {"report.html", "tables.md", "claims.md", *figures} <= set(names)
+    assert "W-MSE" in page
 
 
 def test_parallel_jobs_never_oversubscribe_the_cores(finished: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import wmse
+from wmse.cli_bundle import add_bundle_commands
 from wmse.cli_config import (
     add_config,
     add_data_root,
@@ -94,6 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_services(add)
     add_look_commands(add)
     add_encoder_commands(add)
+    add_bundle_commands(add)
     return parser
 
 

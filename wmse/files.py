@@ -33,15 +33,22 @@ def atomic_path(target: Path) -> Iterator[Path]:
 
 
 def durable_rename(source: Path, target: Path) -> None:
-    """Rename a complete file over `target` in its folder: a power cut leaves the old content or the new one."""
-    with open(source, "rb") as file:
-        os.fsync(file.fileno())
+    """Rename a complete file over `target` in its folder: a power cut leaves the old content or the new one.
+
+    A folder, whose files are on disk already, takes the place of none or of an empty one; OSError otherwise.
+    """
+    flush_to_disk(source)
     source.replace(target)
-    directory = os.open(target.parent, os.O_RDONLY)
+    flush_to_disk(target.parent)  # the rename itself must survive as well
+
+
+def flush_to_disk(path: Path) -> None:
+    """Make a file's content, or a folder's list of files, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(directory)  # the rename itself must survive as well
+        os.fsync(descriptor)
     finally:
-        os.close(directory)
+        os.close(descriptor)
 
 
 def remove_temporaries(target: Path) -> None:
@@ -64,7 +71,12 @@ def write_text(target: Path, text: str) -> None:
 
 def write_json(target: Path, content: Any) -> None:
     """Write `content` atomically as indented JSON with a final newline."""
-    write_text(target, json.dumps(content, indent=2) + "\n")
+    write_text(target, json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """Indented JSON with a final newline."""
+    return json.dumps(content, indent=2) + "\n"
 
 
 def content_digest(content: Mapping[str, Any]) -> str:
@@ -74,8 +86,13 @@ def content_digest(content: Mapping[str, Any]) -> str:
 
 
 def write_sealed_json(target: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object atomically, with its own digest as the key "sha256"."""
-    write_json(target, {**content, "sha256": content_digest(content)})
+    """Write a JSON object atomically, `sealed`."""
+    write_json(target, sealed(content))
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with its own digest as the key "sha256"."""
+    return {**content, "sha256": content_digest(content)}
 
 
 # Hears how many bytes were hashed, wherever in the code below that happens: see `hashing_seen_by`.

@@ -19,6 +19,7 @@ from wmse.config import Project
 from wmse.errors import ConfigError, WmseError
 from wmse.image_folders import Survey
 from wmse.locks import lock_holder, take_lock
+from wmse.runs.folder import RESULTS_LOCK
 
 TEMPLATE = Path(__file__).parent / "template"  # Links to config.yaml and workflow/ of the source; copies in a wheel.
 
@@ -41,9 +42,8 @@ def init_folder(folder: Path) -> list[Path]:
     return [config, workflow]
 
 
-# Snakemake's own lock files in .snakemake/locks outlive a killed Snakemake. The kernel releases these two when the
-# process ends, and so they tell a run that goes on from one that was killed.
-RESULTS_LOCK = ".snakemake.lock"  # It lies in the folder of the results, which one Snakemake works on.
+# Snakemake's own lock files in .snakemake/locks outlive a killed Snakemake. The kernel releases RESULTS_LOCK and this
+# one when the process ends, and so they tell a run that goes on from one that was killed.
 WORKING_LOCK = ".snakemake/wmse.lock"  # It lies in the working folder, where several may work on different results.
 
 

@@ -1,4 +1,4 @@
-"""Whatever a server answers and an archive holds: files, or one clear message.
+"""Whatever a server answers and an archive or a bundle holds: files, or one clear message.
 
 Never another exception, never a hang, nothing written outside the folder that was named.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import json
+import shutil
 import socket
 import tarfile
 import zipfile
@@ -25,6 +27,10 @@ from builders.server import CONTENT, Server, whole
 from wmse.datasets.archives import extract_class_tars, open_raw
 from wmse.datasets.download import download
 from wmse.datasets.source import Archive
+from wmse.errors import DataError
+from wmse.runs.bundle import import_bundle, write_bundle
+from wmse.runs.folder import RunFolder
+from wmse.runs.verify import verify
 
 # What is made here is meant to be strange; a warning about it is no finding.
 pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -171,3 +177,25 @@ def test_fuzzed_zips(tmp_path: Path, fuzz: Any) -> None:
         assert tree(tmp_path) == {path}
 
     fuzz(check, zips(), few=120, many=1500, examples=[b"", b"PK\5\6" + bytes(18)])
+
+
+# --- bundles ----------------------------------------------------------------------------------------------------------
+
+
+def test_fuzzed_bundles(tmp_path: Path, finished: Path, fuzz: Any) -> None:
+    """A whole run that verifies, or none."""
+    run = json.loads((finished / "result.json").read_text())["run"]
+    folder = RunFolder(shutil.copytree(finished, tmp_path / run))
+    good = write_bundle(folder, tmp_path / "good.tar")[0].read_bytes()
+    path, results = tmp_path / "bundle.tar", tmp_path / "results"
+    before = tree(tmp_path) | {path, results, results / ".snakemake.lock"}
+
+    def check(content: bytes) -> None:
+        path.write_bytes(content)
+        if isinstance(outcome(lambda: import_bundle(path, results), path.name), DataError):
+            assert tree(tmp_path) <= before
+        else:
+            assert verify([results / "runs" / run], tmp_path / "nowhere", results).problems == []
+            shutil.rmtree(results)
+
+    fuzz(check, st.one_of(mutated(good), tars()), few=60, many=1000, examples=[good, good[:-1024], good + good])

@@ -14,7 +14,7 @@ from wmse.datasets import prepare
 from wmse.errors import DataError
 from wmse.files import digests
 from wmse.report import build_report, write_tables
-from wmse.report.results import load_runs
+from wmse.report.results import load_history, load_runs
 
 
 def test_a_result_that_does_not_fit_is_left_out_and_every_page_says_so(tmp_path: Path) -> None:
@@ -57,9 +57,12 @@ def test_runs_must_have_been_computed_on_the_prepared_data_or_on_the_same(tmp_pa
     assert len(write_tables(runs, tmp_path / "out")) == 1
 
 
-def test_the_committed_results_vouch_for_themselves() -> None:
+def test_the_committed_results_vouch_for_themselves_and_have_their_curves() -> None:
     found = sorted((ROOT / "results/reference").glob("*/runs/*/*/*"))
-    assert len(load_runs(found)) == len(found) == 8
+    runs = load_runs(found)
+    assert len(runs) == len(found) >= 19
+    curves = {run.name: len(load_history(run)) for run in runs if run.trained}
+    assert curves == {run.name: run.epochs for run in runs if run.trained}
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ class ArchiveFiles(RawFiles):
     @contextlib.contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
         self.size(name)
-        with _readable(self.where(name)), self._members[name][1]() as file:
+        with readable(self.where(name)), self._members[name][1]() as file:
             yield file
 
 
@@ -139,7 +139,7 @@ def open_raw(path: Path, archive: Archive) -> Iterator[RawFiles]:
         return
     limit = unpacked_limit(archive.size)
     with contextlib.ExitStack() as opened:
-        with _readable(path):
+        with readable(path):
             if path.suffix == ".zip":
                 file = opened.enter_context(zipfile.ZipFile(path))
                 files = ArchiveFiles(path, archive, checked_zip_members(file, path, limit))
@@ -247,7 +247,7 @@ def extract_class_tars(path: Path, target: Path, wanted: Iterable[str] | None, l
     chosen = None if wanted is None else set(wanted)
     limit = unpacked_limit(path.stat().st_size)
     with (
-        _readable(path),
+        readable(path),
         open_tar(path, limit) as outer,
         progress_bar(path.stat().st_size, "B", f"unpacking {path.name}") as bar,
     ):
@@ -262,13 +262,13 @@ def extract_class_tars(path: Path, target: Path, wanted: Iterable[str] | None, l
             log(f"unpacking {path.name}: {wnid}")
             most = unpacked_limit(member.size)
             inside = Path(f"{path}:{member.name}")
-            with _readable(inside), outer.extractfile(member) as file, _tar_in(file, most) as inner:
+            with readable(inside), outer.extractfile(member) as file, _tar_in(file, most) as inner:
                 unpack_flat(inner, inside, target / wnid, most)
 
 
 def unpack_tar(path: Path, target: Path, limit: int) -> None:
     """Unpack a tar of plain files into the new folder `target`; see `unpack_flat`."""
-    with _readable(path), open_tar(path, limit) as tar:
+    with readable(path), open_tar(path, limit) as tar:
         unpack_flat(tar, path, target, limit)
 
 
@@ -277,7 +277,7 @@ def unpack_flat(tar: tarfile.TarFile, path: Path, target: Path, limit: int) -> N
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    with _readable(path):
+    with readable(path):
         for member in checked_members(tar, path, limit):
             name = member.name.removeprefix("./")
             if member.isdir():
@@ -301,7 +301,7 @@ def _check_total(path: Path, name: str, total: int, limit: int) -> None:
 
 
 @contextlib.contextmanager
-def _readable(what: Path | str) -> Iterator[None]:
+def readable(what: Path | str) -> Iterator[None]:
     """Turn what reading a damaged archive raises into one DataError."""
     try:
         yield

@@ -9,7 +9,11 @@ ENCODER = "encoder.safetensors"
 HISTORY = "history.csv"
 PRETRAINED = "pretrain.json"
 RESULT = "result.json"
+IMPORTED = "imported.json"  # of a run that `wmse import` brought: from where
+PRETRAIN_LOG = "pretrain.log"
+EVALUATE_LOG = "evaluate.log"
 CHECKPOINTS = "checkpoints"
+RESULTS_LOCK = ".snakemake.lock"  # It lies in the folder of the results, which one Snakemake works on.
 CHECKPOINT_NAME = re.compile(r"step-(\d{9,})-([0-9a-f]{16})\.pt")  # The step, and how its content's sha256 begins.
 
 
@@ -39,6 +43,7 @@ class RunFolder:
         self.result = path / RESULT  # the record of the evaluation
         self.checkpoints = path / CHECKPOINTS  # a folder, as is the next one
         self.tensorboard = path / "tensorboard"
-        self.pretrain_log = path / "pretrain.log"  # what the workflow's jobs print, as is the next one
-        self.evaluate_log = path / "evaluate.log"
+        self.imported = path / IMPORTED  # from which bundle the run came, if it was not computed here
+        self.pretrain_log = path / PRETRAIN_LOG  # what the workflow's jobs print, as is the next one
+        self.evaluate_log = path / EVALUATE_LOG
         self.lock = path / ".lock"  # held by whoever trains or evaluates the run

@@ -13,7 +13,7 @@ from typing import Any
 from wmse.config import RunSpec, paper_differences
 from wmse.errors import ConfigError, DataError, explain
 from wmse.files import content_digest, file_digest, write_sealed_json
-from wmse.runs.folder import ENCODER, HISTORY, PRETRAINED, RESULT
+from wmse.runs.folder import ENCODER, HISTORY, IMPORTED, PRETRAINED, RESULT
 from wmse.runs.job import Job
 
 RECORD_FORMAT = 1
@@ -26,6 +26,7 @@ WRITE_AGAIN = {
         "remove it and run `snakemake --cores all` (or `wmse pretrain`), which continues from the last checkpoint"
     ),
     RESULT: "remove it and run `snakemake --cores all` (or `wmse evaluate`)",
+    IMPORTED: "remove it, as the run does not need it, or the run's folder, and import the bundle again",
 }
 VOUCHED = {ENCODER, HISTORY}  # The files whose digests a record holds.
 
@@ -33,12 +34,12 @@ VOUCHED = {ENCODER, HISTORY}  # The files whose digests a record holds.
 class Record:
     """Typed access to a record by dotted key; every failure is a DataError that names the file and the key."""
 
-    def __init__(self, file: Path, content: dict[str, Any]) -> None:
-        self.file, self.content = file, content
+    def __init__(self, file: Path, content: dict[str, Any], advice: str = "") -> None:
+        self.file, self.content, self.advice = file, content, advice or WRITE_AGAIN[file.name]
 
     def error(self, problem: str) -> DataError:
         """What is wrong with the record, and what to do."""
-        return DataError(f"{self.file}: {problem}: {WRITE_AGAIN[self.file.name]}")
+        return DataError(f"{self.file}: {problem}: {self.advice}")
 
     def get(self, key: str, kind: type, none: bool = False, optional: bool = False) -> Any:
         """The value of a key, of type `kind`, or null with `none`; None if the key is missing with `optional`."""
@@ -86,18 +87,22 @@ def write_record(file: Path, job: Job, content: Mapping[str, Any]) -> dict[str, 
     return record
 
 
-def read_record(file: Path) -> Record:
-    """Read a record of any content; `misfits` says whether to believe it. DataError if it is no JSON object."""
+def read_record(file: Path, shown: Path | None = None, advice: str = "") -> Record:
+    """Read a record of any content; `misfits` says whether to believe it. DataError if it is no JSON object.
+
+    Messages name the file as `shown`, and end in the `advice` instead of that for a record in a run's folder.
+    """
+    shown = shown or file
     try:
         text = file.read_text(encoding="utf-8")
         content = json.loads(text, parse_constant=_number, parse_float=_number, parse_int=_number)
     except OSError as error:
         raise DataError(explain(error)) from None
     except (ValueError, RecursionError) as error:
-        raise Record(file, {}).error(f"cannot be read as JSON ({error!s:.200})") from None
+        raise Record(shown, {}, advice).error(f"cannot be read as JSON ({error!s:.200})") from None
     if not isinstance(content, dict):
-        raise Record(file, {}).error("must hold a JSON object")
-    return Record(file, content)
+        raise Record(shown, {}, advice).error("must hold a JSON object")
+    return Record(shown, content, advice)
 
 
 def _number(text: str) -> float:
@@ -148,3 +153,14 @@ def vouch_for_file(file: Path, digest: str, record: str) -> None:
     """Check a file against the digest ("sha256:<hex>") that a `record` holds of it. Raises DataError."""
     if digest != f"sha256:{file_digest(file)}":
         raise DataError(f"{file}: is not what {record} vouches for: {WRITE_AGAIN[PRETRAINED]}")
+
+
+def is_trained(job: Job) -> bool:
+    """Whether the run's pretraining is finished, on these data, and its encoder and history are what it left."""
+    try:
+        record = read_record(job.folder.pretrained)
+        for name in VOUCHED:
+            vouch_for_file(job.folder.path / name, record.files.get(name, ""), PRETRAINED)
+        return not any(misfits(record, spec=job.spec, data={job.spec.data_key: job.data.digest}))
+    except (DataError, OSError):
+        return False

@@ -16,7 +16,7 @@ from wmse.datasets.source import Archive
 from wmse.errors import DataError, explain
 from wmse.files import file_digest, hashing_seen_by
 from wmse.progress import progress_bar
-from wmse.runs.folder import CHECKPOINT_NAME, ENCODER, PRETRAINED, RESULT, RunFolder, run_folders
+from wmse.runs.folder import CHECKPOINT_NAME, ENCODER, IMPORTED, PRETRAINED, RESULT, RunFolder, run_folders
 from wmse.runs.record import VOUCHED, WRITE_AGAIN, misfits, read_record, vouch_for_file
 
 
@@ -138,6 +138,15 @@ def _verify_run(folder: RunFolder, digests: Mapping[str, str], findings: Finding
             _attempt(findings, vouch_for_file, path, digest, PRETRAINED if trained else RESULT)
         elif trained:  # else these are results alone, copied without the encoders
             findings.problems.append(f"{path}: is missing: run `snakemake --cores all` (or `wmse pretrain`)")
+    if folder.imported.exists():
+        findings.checked[IMPORTED] += 1
+        _attempt(findings, _verify_origin, folder.imported)
+
+
+def _verify_origin(path: Path) -> None:
+    record = read_record(path)
+    if not record.sealed:
+        raise record.error("was changed after it was written")
 
 
 def _verify_record(path: Path, digests: Mapping[str, str], findings: Findings) -> dict[str, str] | None:

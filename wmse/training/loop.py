@@ -24,7 +24,7 @@ from wmse.progress import beside_bars, progress_bar
 from wmse.provenance import peak_memory_bytes, provenance
 from wmse.runs.folder import ENCODER, HISTORY
 from wmse.runs.job import Job
-from wmse.runs.record import write_record
+from wmse.runs.record import is_trained, write_record
 from wmse.runtime import compiler_errors, out_of_memory
 from wmse.streams import stream, stream_seed
 from wmse.training.checkpoint import load_checkpoint, save_checkpoint
@@ -51,6 +51,7 @@ LOG_EVERY = 20  # Steps between updates of the progress bar: reading the loss ma
 def pretrain(job: Job) -> None:
     """Train a run in its folder: encoder.safetensors, history.csv, pretrain.json, TensorBoard events.
 
+    A run that is trained already, here or where it was imported from, stays as it is.
     SIGTERM, SIGINT and SIGUSR1 end it after the current step, or part of an evaluation, with a checkpoint (`Stopped`).
     """
     spec, folder, world = job.spec, job.folder, job.runtime.world
@@ -59,14 +60,17 @@ def pretrain(job: Job) -> None:
     def where() -> str:
         return f"{spec.run}: step {trainer.progress.step}" if trainer else f"{spec.run}: before the first step"
 
-    def begin() -> None:
+    def begin() -> bool:
         lock = exclusive_lock(folder.lock, f"wmse pretrain {spec.run}", TrainingError, patience(), job.log)
         held.enter_context(lock)
         for target in (folder.checkpoints / "*", folder.history, folder.encoder, folder.pretrained):
             remove_temporaries(target)
+        return is_trained(job)
 
     with contextlib.ExitStack() as held:
-        world.first(begin)
+        if world.first(begin):
+            job.log(f"{spec.run}: is trained already; `wmse evaluate` measures its encoder")
+            return
         received = held.enter_context(stop_on_signals())
         held.enter_context(compiler_errors(where))
         held.enter_context(out_of_memory(where, job.runtime.device, TRAINING_MEMORY))
