@@ -22,6 +22,7 @@ import pytest
 from builders import ROOT
 from builders.results import GRAPH, make_run, markdown_rows
 from wmse.report import build_report, write_dag
+from wmse.report.page import FIGURES
 from wmse.runs.folder import run_folders
 
 DRIVER = shutil.which("chromedriver")
@@ -141,7 +142,7 @@ def opened(request: pytest.FixtureRequest, browser: Browser, results: Path) -> B
 
 def test_the_console_is_silent_and_every_figure_is_there(opened: Browser) -> None:
     assert opened.console() == []
-    assert opened.run("return document.querySelectorAll('figure svg').length") == 6
+    assert opened.run("return document.querySelectorAll('figure svg').length") == len(FIGURES)
     assert opened.run(MISSING) == []
 
 

@@ -365,10 +365,8 @@ def _fresh_folder(source: Source, data_root: Path) -> Path:
 def _check_space(source: Source, folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:  # say so now, not after a download and minutes of reading
-        raise DataError(
-            f"{folder}: {source.name} needs {needed / 1e9:.1f} GB, only {free / 1e9:.1f} GB are free: free some, or "
-            "choose another folder (`data_root` in config.yaml, --data-root)"
-        )
+        sizes = f"needs {needed / 1e9:.1f} GB, only {free / 1e9:.1f} GB are free"
+        raise DataError(f"{folder}: {source.name} {sizes}: free some, or choose another folder (--data-root)")
 
 
 def _store_labels(folder: Path, name: str, labels: np.ndarray) -> dict[str, Any]:
@@ -435,8 +433,7 @@ def _content_sha256(path: Path) -> str:
     if path.suffix != ".npy":
         return file_digest(path)
     array = _open_array(path)
-    rows = range(0, len(array), _HASH_ROWS)
-    return blocks_digest(np.ascontiguousarray(array[start : start + _HASH_ROWS]) for start in rows)
+    return blocks_digest(np.ascontiguousarray(array[i : i + _HASH_ROWS]) for i in range(0, len(array), _HASH_ROWS))
 
 
 def _open_array(path: Path) -> np.ndarray:
