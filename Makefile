@@ -11,7 +11,7 @@ IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH"
 # The preset to look at, e.g. `make estimate PRESET=paper`; that of config.yaml if empty.
 PRESET ?=
 
-.PHONY: help quickstart estimate test test-processors test-faults test-learning test-page bench lint docs format lock image sif test-containers slurm test-slurm clean
+.PHONY: help setup quickstart estimate test test-processors test-faults test-learning test-page bench lint docs format lock image sif test-containers slurm test-slurm clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,6 +22,8 @@ $(VENV)/.complete: envs/requirements.lock pyproject.toml
 	$(PYTHON) -m pip --python $(BIN)/python install --require-hashes -r envs/requirements.lock --progress-bar off
 	$(PYTHON) -m pip --python $(BIN)/python install --no-deps --no-build-isolation --editable . --progress-bar off
 	touch $@
+
+setup: $(VENV)/.complete ## make .venv alone: then `source .venv/bin/activate`
 
 quickstart: $(VENV)/.complete ## set up, run the whole DAG on the embedded data, print the tables
 	$(IN_VENV) snakemake --cores $(CORES)

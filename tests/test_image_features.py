@@ -155,7 +155,7 @@ def test_broken_files_are_named_all_at_once_and_nothing_is_computed_twice(
     assert encoder.seen == 0
     assert main([*command, "--skip-broken"]) == 0
     said = capsys.readouterr().out
-    assert "3 images cannot be read: left out" in said
+    assert "left out: 3 images, which cannot be read: birds/empty.png, cats/cut.jpg, text.jpg\n" in said
     assert "the features of 24 images" in said
     assert len(np.load(out)["files"]) == 24
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from builders.raw import put
-from wmse.machine import available_memory, cpu_quota, existing_parent, mount_of
+from wmse import machine
+from wmse.machine import available_memory, cpu_quota, existing_parent, idle_cores, mount_of
 
 GB = 1 << 30
 
@@ -72,3 +73,22 @@ def test_the_innermost_and_last_mount_counts(tmp_path: Path, proc: Path) -> None
 def test_the_folder_around_what_is_not_there(tmp_path: Path) -> None:
     assert existing_parent(tmp_path / "a/b") == existing_parent(tmp_path) == tmp_path
     assert mount_of(tmp_path).point.is_mount()
+
+
+def test_cores_are_idle_as_far_as_the_kernel_counts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of cores 0 and 2, one is half idle and one waits for a disk; core 1 is not asked for."""
+    row = "cpu{} 5 0 5 {} {} 0 0 0 0 0\n"
+    before = "cpu  9 9 9 9 9 9 9 9 9 9\n" + "".join(row.format(core, 1000, 50) for core in range(3))
+    after = before.replace("cpu0 5 0 5 1000 50", "cpu0 5 0 5 1050 50").replace(
+        "cpu2 5 0 5 1000 50", "cpu2 5 0 5 1000 150"
+    )
+    put(tmp_path / "stat", before)
+    clock = iter([10.0, 11.0])
+    monkeypatch.setattr(machine.os, "sysconf", lambda name: 100)
+    monkeypatch.setattr(machine.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(machine.time, "sleep", lambda seconds: put(tmp_path / "stat", after))
+    assert idle_cores({0, 2}, proc=tmp_path) == 1.5
+
+
+def test_all_cores_are_idle_where_the_kernel_does_not_count(tmp_path: Path) -> None:
+    assert idle_cores({0, 1, 2}, 0.0, tmp_path) == 3

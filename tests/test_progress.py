@@ -1,4 +1,4 @@
-"""Progress bars: on a terminal alone, with the time left, for everything that takes long."""
+"""Progress: bars on a terminal, elsewhere lines now and then, with the time left, for everything that takes long."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from builders import ROOT
 from builders.runs import make_job, tiny_spec
+from wmse import progress
 from wmse.datasets import SOURCES, ArrayDataset, prepare
 from wmse.progress import beside_bars, progress_bar, tracked
 from wmse.runs.evaluate import evaluate
@@ -52,6 +53,24 @@ def test_a_bar_is_on_a_terminal_only_unless_told_otherwise(monkeypatch: pytest.M
     with progress_bar(1, "step", shown=True):
         pass
     assert "0/1" in log.getvalue()
+
+
+def test_a_log_has_a_line_now_and_then_of_what_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, now = error_output(monkeypatch, terminal=False), [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with progress_bar(100, "step", "training", start=20) as bar:
+        for now[0] in (10.0, 29.0):
+            bar.update(5)
+        assert log.getvalue() == ""
+        bar.set_description("epoch 1/5")
+        bar.set_postfix_str("loss 1.5000")
+        now[0] = 30.0
+        bar.update(10)
+        now[0] = 45.0
+        bar.update(10)
+        now[0] = 100.0
+        bar.update(50)  # all
+    assert log.getvalue() == "epoch 1/5: 40/100 step, 01:30 left, loss 1.5000\n"
 
 
 def test_a_line_beside_a_bar_stands_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,17 @@ def test_a_gpu_is_claimed_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(claims) == 1
 
 
+def test_threads_without_a_core_each_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr("wmse.runtime.os.sched_getaffinity", lambda process: {0, 1, 2, 3})
+    for threads, idle, told in ((4, 3.9, False), (4, 2.5, True), (2, 1.9, False), (1, 0.0, False), (8, 0.0, False)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        monkeypatch.setattr("wmse.runtime.idle_cores", lambda cores, idle=idle: idle)
+        lines.clear()
+        resolve("cpu", "fp32", say=lines.append)
+        assert [line.startswith("note: other work keeps 1.5 of 4 cores busy") for line in lines] == [True] * told
+
+
 def test_float32_means_float32() -> None:
     resolve("cpu", "fp32")
     assert not torch.backends.cuda.matmul.allow_tf32

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,14 @@ def test_times_left_come_from_the_epochs_so_far_or_from_a_run_of_the_same_cost(t
         "1 training, 1 stopped, 3 waiting; more than 0:04:00 of training left, one run after another"
     )
     assert summarize(states[:1]) == "1 stopped; 0:01:00 of training left, one run after another"
+
+
+def test_a_slow_beginning_does_not_count_for_the_time_left(tmp_path: Path) -> None:
+    slow = [replace(record, seconds=record.seconds + 1000.0) for record in epochs(4)]
+    spec = tiny_spec(epochs=6)
+    put(tmp_path, spec).history.write_text(history_csv(slow))
+    step = epochs(2)[1].seconds - epochs(1)[0].seconds
+    assert look(tmp_path, spec)[0].seconds_left == 2 * step
 
 
 @pytest.mark.parametrize(

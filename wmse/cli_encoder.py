@@ -86,22 +86,22 @@ def run_export(options: argparse.Namespace, output: Say) -> None:
 
 def run_features(options: argparse.Namespace, output: Say) -> None:
     """`wmse features`."""
+    run = _open(options)  # first, because a wrong name needs no torch
     from wmse.image_features import write_folder_features
 
     runtime = _runtime(options, output)
-    rows = write_folder_features(
-        _open(options), options.folder, options.out, runtime, skip_broken=options.skip_broken, log=output
-    )
+    rows = write_folder_features(run, options.folder, options.out, runtime, skip_broken=options.skip_broken, log=output)
     output(f"wrote {options.out}: the features of {rows:,} images")
 
 
 def run_neighbours(options: argparse.Namespace, output: Say) -> None:
     """`wmse neighbours`."""
+    run = _open(options)
     from wmse.image_neighbours import write_neighbours
 
     runtime = _runtime(options, output)
     files = write_neighbours(
-        _open(options),
+        run,
         options.folder,
         options.out,
         runtime,
@@ -118,11 +118,11 @@ def run_neighbours(options: argparse.Namespace, output: Say) -> None:
 
 def _open(options: argparse.Namespace) -> Pretrained:
     """The run that the arguments name: by its place, or as one of the configuration."""
-    from wmse.pretrained import open_run
-
     path, spec = find_run(options, options.run)
     if spec and not path.exists():
         raise CheckpointError(f"{path}: the run has not been trained: run `wmse pretrain {spec.name}` first")
+    from wmse.pretrained import open_run
+
     return open_run(path)
 
 

@@ -131,7 +131,10 @@ def load_average(load: float, cpus: int, at_work: Sequence[str]) -> Iterator[Fin
     if at_work:
         text += f"; of this configuration are being computed: {', '.join(at_work)}"
     if load > cpus / 2:
-        advice = "what is started now shares the cores with that, and times of `wmse estimate` come out too long"
+        advice = (
+            "what is started now shares the cores with that: with several threads, which wait for each other, it may "
+            "be many times slower than with fewer, and times of `wmse estimate` come out too long"
+        )
         yield Finding("load", "slow", text, advice)
     else:
         yield Finding("load", "ok", text)

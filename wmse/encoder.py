@@ -15,7 +15,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from wmse.config import RunSpec
 from wmse.errors import CheckpointError
 from wmse.files import atomic_path
-from wmse.views import normalize, resize_center_crop
+from wmse.views import normalize, resize_center_crop, resize_center_crop_one
 
 BLOCKS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], list[int]]] = {
     "resnet18": (BasicBlock, [2, 2, 2, 2]),
@@ -48,6 +48,10 @@ class Preprocessing:
     def __call__(self, images: Tensor) -> Tensor:
         """RGB images of one size, uint8 (n, 3, h, w), as the encoder's input, float32 (n, 3, size, size)."""
         return normalize(resize_center_crop(images, self.resize, self.size), self.mean, self.std)
+
+    def one(self, image: Tensor) -> Tensor:
+        """The same (1, 3, size, size) of one image (3, h, w) on the CPU, in the calling thread alone."""
+        return normalize(resize_center_crop_one(image, self.resize, self.size), self.mean, self.std)
 
 
 class Encoder(ResNet):

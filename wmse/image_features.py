@@ -26,11 +26,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wmse.datasets.decode import decode_any
+from wmse.datasets.decode import RESTORE, decode_any
 from wmse.encoder import Encoder, Preprocessing
 from wmse.errors import ConfigError, DataError, TrainingError
 from wmse.features import NOT_FINITE
 from wmse.files import atomic_path, write_json, write_text
+from wmse.image_folders import NAMED
 from wmse.images import AHEAD, decode
 from wmse.pretrained import Pretrained
 from wmse.progress import progress_bar
@@ -39,7 +40,6 @@ from wmse.runtime import Runtime
 
 BATCH = 100  # Images of one forward pass; after each, what was computed is on disk.
 ROWS = 4096  # Rows that are copied at once into the final file.
-NAMED = 30  # Most broken files that a message names; a file beside it lists all.
 FORMATS = (".npz", ".parquet")
 
 
@@ -113,9 +113,9 @@ class _Work:
 
     def __call__(self, name: str) -> Tensor | _Unreadable:
         try:
-            return self.preprocessing(decode(self.folder / name, decode_any)[None])
+            return self.preprocessing.one(decode(self.folder / name, decode_any))
         except (DataError, ValueError) as error:
-            return _Unreadable(str(error))
+            return _Unreadable(str(error).removesuffix(RESTORE))
 
 
 def folder_features(
@@ -184,6 +184,8 @@ def write_folder_features(
         todo = [name for name in names if part.states.get(name) != states[name]]
         if len(todo) < len(names):
             log(f"{out}: going on; the features of {len(names) - len(todo):,} of {len(names):,} images are there")
+        else:
+            log(f"{folder}: {len(names):,} images by their names")
         with progress_bar(len(names), "image", folder.name, start=len(names) - len(todo)) as bar:
             for found, features in stream_features(run.encoder, folder, todo, runtime, broken):
                 part.add({name: states[name] for name in found}, features)
@@ -194,7 +196,10 @@ def write_folder_features(
             if not skip_broken:
                 advice = f"remove or repair them, or leave them out with --skip-broken; {listed} lists them"
                 raise BrokenImages(_broken_message(broken, f"{advice}. Nothing else is computed again"), broken)
-            log(_broken_message(broken, "left out"))
+            log(
+                f"left out: {len(broken):,} images, which cannot be read: {', '.join([*broken][:NAMED])}"
+                f"{' and more' if len(broken) > NAMED else ''}"
+            )
         kept = [name for name in names if name not in broken]
         if not kept:
             raise DataError(f"{folder}: none of its images can be read: {part.folder / 'broken.txt'} says why")

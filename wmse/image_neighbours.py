@@ -20,7 +20,7 @@ from wmse.probes import nearest, principal_plane
 from wmse.report.pictures import Tile, draw_map, draw_sheet
 from wmse.runtime import Runtime
 from wmse.streams import stream
-from wmse.views import resize_center_crop
+from wmse.views import resize_center_crop_one
 
 SIDE = 112  # Pixels of an image on the sheet.
 MOST_POINTS = 5000  # Images on the map.
@@ -95,7 +95,7 @@ def _sheet(
     run: Pretrained, folder: Path, names: list[str], rows: list[int], table: list[tuple[str, int, str, float]]
 ) -> bytes:
     def tile(name: str, text: str) -> Tile:
-        pixels = resize_center_crop(decode(folder / name, decode_any)[None], SIDE, SIDE)[0]
+        pixels = resize_center_crop_one(decode(folder / name, decode_any), SIDE, SIDE)[0]
         return Tile(pixels.byte().permute(1, 2, 0).numpy(), f"{name}\n{text}")
 
     sheet = [

@@ -22,7 +22,7 @@ from wmse.datasets.splits import ImageFile
 from wmse.errors import DataError
 from wmse.read_ahead import ReadAhead
 from wmse.streams import stream
-from wmse.views import ViewRecipe, draw_params, make_view, normalize, resize_center_crop
+from wmse.views import ViewRecipe, draw_params, make_view, normalize, resize_center_crop, resize_center_crop_one
 from wmse.views.params import on_device
 
 RESIDENT_SHARE = 0.5  # Images stay on a GPU if they take at most this part of its free memory.
@@ -179,7 +179,7 @@ class FileImages:
         return decode(self.files[i], self.read)
 
     def _plain_one(self, i: int) -> Tensor:
-        pixels = resize_center_crop(self._decode(i)[None], self.resize, self.recipe.size)
+        pixels = resize_center_crop_one(self._decode(i), self.resize, self.recipe.size)
         return normalize(pixels, self.recipe.mean, self.recipe.std)
 
     def close(self) -> None:

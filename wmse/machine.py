@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,6 +62,24 @@ def cpu_quota(proc: Path = PROC, cgroup: Path = CGROUP) -> float | None:
         if len(words) == 2 and all(word.isdecimal() for word in words):  # not "max" or "-1"
             shares.append(int(words[0]) / int(words[1]))
     return min(shares, default=None)
+
+
+def idle_cores(cores: Collection[int], seconds: float = 0.2, proc: Path = PROC) -> float:
+    """How many of these cores nobody uses while this process waits so long; all where the kernel does not say."""
+    before, started = _idle_seconds(cores, proc), time.monotonic()
+    time.sleep(seconds)
+    idle = (_idle_seconds(cores, proc) - before) / (time.monotonic() - started)
+    return min(idle, len(cores)) if before else len(cores)
+
+
+def _idle_seconds(cores: Collection[int], proc: Path) -> float:
+    """Seconds that the cores have had nothing to do, together, since the machine was started."""
+    rows = re.findall(
+        r"^cpu(\d+) \d+ \d+ \d+ (\d+) (\d+)", _text(proc / "stat"), re.MULTILINE
+    )  # idle, waiting for disks
+    return sum(int(idle) + int(waiting) for core, idle, waiting in rows if int(core) in cores) / os.sysconf(
+        "SC_CLK_TCK"
+    )
 
 
 def available_memory(proc: Path = PROC, cgroup: Path = CGROUP) -> int:

@@ -16,6 +16,7 @@ from torch import nn
 from wmse.distributed import ALONE, World
 from wmse.errors import ConfigError, OutOfMemoryError, shorten
 from wmse.gpus import claim_gpu
+from wmse.machine import idle_cores
 from wmse.provenance import peak_memory_bytes
 
 MOST_THREADS = 1024  # The OpenMP library ends the process when it cannot start as many as asked for.
@@ -114,6 +115,8 @@ def resolve(
         precision = "bf16" if has_bf16 else "fp32"
     if threads:
         torch.set_num_threads(threads)
+    if not on_gpu and world.local_size == 1:
+        _warn_of_company(torch.get_num_threads(), say)
     torch.backends.cuda.matmul.allow_tf32 = False  # the covariance needs all digits of float32
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cudnn.benchmark = on_gpu and not deterministic
@@ -129,6 +132,17 @@ def resolve(
         threads=torch.get_num_threads(),
         world=world,
     )
+
+
+def _warn_of_company(threads: int, say: Callable[[str], None]) -> None:
+    """Say so if others use the cores that the threads need: at every operation, all wait for the one without a core."""
+    cores = os.sched_getaffinity(0)
+    if 1 < threads <= len(cores) and (idle := idle_cores(cores)) < threads - 0.5:
+        say(
+            f"note: other work keeps {len(cores) - idle:.1f} of {len(cores)} cores busy, and {threads} threads, which "
+            "wait for each other, may be many times slower than fewer: end that work, or lower --threads (for "
+            "Snakemake --cores)"
+        )
 
 
 def _device(name: str, gpu_slots: int, say: Callable[[str], None]) -> torch.device:

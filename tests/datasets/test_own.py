@@ -183,7 +183,11 @@ def test_broken_images_can_be_left_out(tmp_path: Path) -> None:
     data = prepared(broken_folder(tmp_path), lines, leave_out_broken=True)
     assert sum(len(data[name]) for name in ("train", "test")) == 16
     assert sorted(data.manifest["own"]["broken"]) == ["cat/cut.png", "cat/empty.jpg", "dog/depth.tif", "dog/page.jpg"]
-    assert any("left out" in line and "cat/cut.png" in line for line in lines)
+    (told,) = (line for line in lines if "left out" in line)
+    assert "4 of 20 images" in told
+    listed = tmp_path / "data/mine/broken-files.txt"
+    assert str(listed) in told
+    assert "cat/cut.png: " in listed.read_text()
 
 
 def test_a_class_that_is_broken_as_a_whole_is_an_error(tmp_path: Path) -> None:
@@ -191,6 +195,17 @@ def test_a_class_that_is_broken_as_a_whole_is_an_error(tmp_path: Path) -> None:
     put(folder / "dog/a.jpg", b"x")
     with pytest.raises(DataError, match="a class, or all there was to train on, is gone"):
         prepared(folder, leave_out_broken=True)
+
+
+def test_copies_among_the_images_to_train_on_are_told(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "pictures", {"cat": 8})
+    put(folder / "cat/copy.jpg", (folder / "cat/cat-0.jpg").read_bytes())
+    put(folder / "cat/again.jpg", (folder / "cat/cat-0.jpg").read_bytes())
+    lines: list[str] = []
+    prepared(folder, lines, labelled=False)
+    (told,) = (line for line in lines if "are copies of" in line)
+    assert "2 images to train on are copies" in told
+    assert told.endswith(": cat/again.jpg and cat/cat-0.jpg, cat/again.jpg and cat/copy.jpg")
 
 
 def test_images_of_the_test_that_are_trained_on_are_reported(tmp_path: Path) -> None:

@@ -77,6 +77,15 @@ def test_collapse_is_judged_by_every_seed(tmp_path: Path, change: dict[str, floa
     assert verdict(1, collapse_runs(tmp_path, **change)).verdict == expected
 
 
+def test_runs_on_images_without_labels_are_no_evidence_and_no_obstacle(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path, d=d) for d in (2, 4)]
+    for run in runs:
+        edit(run, "metrics", dict.fromkeys(("linear_top1", "linear_top5", "knn5_top1")))
+        edit(run, "evaluation.test_images", 0)
+    write_claims(runs, tmp_path / "out")
+    assert (tmp_path / "out/claims.md").read_text().count("**not tested at this budget**") == 2 * 7
+
+
 def test_a_low_effective_rank_is_a_collapse_too(tmp_path: Path) -> None:
     runs = collapse_runs(tmp_path)
     edit(runs[0], "pretrain.effective_rank", 3.9)  # of 16

@@ -13,7 +13,7 @@ from torchvision.transforms import InterpolationMode
 
 from builders.tensors import natural, seeded
 from builders.views import ADJUST, IDENTITY, assert_pils, with_pil
-from wmse.views import normalize, resize_center_crop
+from wmse.views import normalize, resize_center_crop, resize_center_crop_one
 from wmse.views.params import BRIGHTNESS, CONTRAST, HUE, SATURATION, draw_crops
 from wmse.views.tensors import (
     TABLE_LIMIT,
@@ -78,8 +78,18 @@ def test_the_evaluations_resize_clips_between_the_passes_too() -> None:
             lambda image, r=resize, s=size: F.center_crop(F.resize(image, [r], InterpolationMode.BICUBIC), [s]),
         )
         assert_pils(resize_center_crop(images, resize, size), expected)
-    with pytest.raises(ValueError, match="does not fit"):
-        resize_center_crop(images, 60, 64)
+        assert_pils(torch.cat([resize_center_crop_one(image, resize, size) for image in images]), expected)
+    for crop_of in (lambda: resize_center_crop(images, 60, 64), lambda: resize_center_crop_one(images[0], 60, 64)):
+        with pytest.raises(ValueError, match="does not fit"):
+            crop_of()
+
+
+@pytest.mark.parametrize(("h", "w"), [(1, 1), (5, 300), (33, 32), (401, 7), (100, 101)])
+def test_one_image_is_resized_as_a_batch_is(h: int, w: int) -> None:
+    image = torch.randint(0, 256, (3, h, w), dtype=torch.uint8, generator=seeded())
+    for resize, size in ((32, 32), (37, 32), (9, 8)):
+        expected = resize_center_crop(image[None], resize, size)
+        torch.testing.assert_close(resize_center_crop_one(image, resize, size), expected, rtol=0, atol=0)
 
 
 def test_each_image_has_its_own_box_and_flip() -> None:

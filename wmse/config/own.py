@@ -11,6 +11,7 @@ from wmse.errors import ConfigError
 from wmse.image_folders import ARRAYS, Survey
 
 SMALLEST = 8  # No smaller sub-batch is whitened.
+MOST_NAMED = 10  # Classes in a line.
 
 
 def own_benchmark(found: Survey, preset: str) -> dict[str, Any]:
@@ -66,14 +67,21 @@ def _positives(
 def describe_recipe(found: Survey) -> list[str]:
     """What was derived for a folder, for people to read."""
     block = recipes()["benchmarks"][found.name]
-    shown = {**block["parameters"], "batch_size": f"{block['positives'][2]['batch_size']} (d = 2)"}
+    sizes = [f"{block['positives'][d]['batch_size']} ({d} views)" for d in (2, 4)]
+    shown = {**block["parameters"], "batch_size": ", ".join(sizes)}
+    notes = list(found.notes)
     counts = [f"{found.count('pretrain'):,} images to pretrain on"]
     if found.classes:
         counts.append(f"{len(found.classes)} classes with {found.count('train'):,} for training and")
         counts[-1] += f" {found.count('test'):,} for testing"
+        named = ", ".join(found.classes[:MOST_NAMED]) + (", ..." if len(found.classes) > MOST_NAMED else "")
+        split = found.wanted.csv or any(entry.name.startswith(("test/", "val/")) for entry in found.entries)
+        notes.append(f"the classes are {named}" + ("" if split else ": if these are none, set `labelled: false`"))
+    if (view := block["parameters"]["view_size"]) < (size := found.wanted.image_size):
+        notes.append(f"views of {view} of the {size} pixels, as the preset {block['preset']} is meant to be short")
     values = ", ".join(f"{key} {value}" for key, value in shown.items())
     return [
         f"{found.name}: {', '.join(counts)}; to be stored as {found.store}",
         f"{found.name}: recipe derived from that of {block['like']} (to be changed under `parameters`): {values}",
-        *(f"{found.name}: {note}" for note in found.notes),
+        *(f"{found.name}: {note}" for note in notes),
     ]

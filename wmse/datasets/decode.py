@@ -28,6 +28,7 @@ _NO_LEVELS = {
 # The highest ratio of the long side squared to the short side: a strip one pixel high would be enlarged to the height
 # of a view, and its length by the same factor. 500 x 1 pixels pass.
 _MOST_ELONGATED = 1 << 18
+RESTORE = ": restore it from the original archive"  # The end of a message, which does not suit one's own images.
 
 
 def decode_image(content: bytes, where: str, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -120,7 +121,7 @@ def _decode_by_pillow(
     except Exception as error:  # Pillow raises many kinds for a broken file
         if isinstance(error, UnidentifiedImageError):  # its message names an object in memory
             error = "of no known kind"
-        raise DataError(f"{where}: not a readable image ({error}): restore it from the original archive") from None
+        raise DataError(f"{where}: not a readable image ({error}){RESTORE}") from None
 
 
 def _check_size(w: int, h: int, where: str, size: tuple[int, int] | None) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from wmse.config import DIGITS
 from wmse.datasets.archives import RawFiles
 from wmse.datasets.build import prepare_source
-from wmse.datasets.decode import decode_any
+from wmse.datasets.decode import RESTORE, decode_any
 from wmse.datasets.prepared import MANIFEST, Prepared, load_prepared
 from wmse.datasets.source import UNLABELED, Archive, Chunk, Listing, Log, Rows, Source
 from wmse.errors import DataError, explain
@@ -67,6 +67,7 @@ def prepare_folder(found: Survey, data_root: Path, *, pack: bool = False, log: L
             log(
                 f"{found.name}: {found.wanted.folder} or its entry in the configuration has changed: preparing it again"
             )
+    log(f"{found.name}: reading every one of {len(found.entries):,} images once")
     entries, seen = found.entries, _read_all(found)
     broken = [(entry.name, result.problem) for entry, result in zip(entries, seen, strict=True) if result.problem]
     if broken:
@@ -77,6 +78,7 @@ def prepare_folder(found: Survey, data_root: Path, *, pack: bool = False, log: L
         raise DataError(
             f"{found.wanted.folder}: without the broken images a class, or all there was to train on, is gone"
         )
+    _report_copies(found.name, whole, log)
     duplicates = find_duplicates(whole)
     _report_duplicates(found.name, duplicates, log)
     mean, std = _moments([result.sums for entry, result in whole if entry.split == "train"])
@@ -211,7 +213,7 @@ def _read(root: Path, size: int, entry: Entry) -> Seen:
     except OSError as error:
         return Seen(explain(error).removeprefix(f"{root / entry.name}: "))
     except DataError as error:
-        return Seen(str(error).removeprefix(f"{entry.name}: ").removesuffix(": restore it from the original archive"))
+        return Seen(str(error).removeprefix(f"{entry.name}: ").removesuffix(RESTORE))
     wide = pixels.reshape(-1, 3).astype(np.int64)
     sums = (len(wide), *wide.sum(0).tolist(), *(wide * wide).sum(0).tolist())
     return Seen("", hashlib.sha256(content).hexdigest(), _thumbnail(pixels), sums)
@@ -237,17 +239,17 @@ def _moments(sums: Iterable[tuple[int, ...]]) -> tuple[list[float], list[float]]
 def _report_broken(found: Survey, broken: Sequence[tuple[str, str]], data_root: Path, log: Log) -> None:
     target = data_root / found.name / BROKEN
     write_text(target, "".join(f"{name}: {problem}\n" for name, problem in broken))
+    count = f"{len(broken):,} of {len(found.entries):,} images"
+    if found.wanted.leave_out_broken:
+        log(f"{found.name}: left out: {count}, which cannot be read: {target} says why")
+        return
     lines = [f"  {name}: {problem}" for name, problem in broken[:NAMED]]
     lines += [f"  and {len(broken) - NAMED:,} more"] if len(broken) > NAMED else []
-    text = "\n".join(
-        [f"{found.wanted.folder}: {len(broken):,} of {len(found.entries):,} images cannot be read", *lines]
+    text = "\n".join([f"{found.wanted.folder}: {count} cannot be read", *lines])
+    raise DataError(
+        f"{text}\nAll of them are in {target}. Repair or remove them, or set `leave_out_broken: true` for "
+        f"'{found.name}' under `datasets`"
     )
-    if not found.wanted.leave_out_broken:
-        raise DataError(
-            f"{text}\nAll of them are in {target}. Repair or remove them, or set `leave_out_broken: true` for "
-            f"'{found.name}' under `datasets`"
-        )
-    log(f"{found.name}: left out: {text} (all in {target})")
 
 
 # --- duplicates -------------------------------------------------------------------------------------------------------
@@ -286,10 +288,25 @@ def _near(train: np.ndarray, test: np.ndarray, block: int = 256) -> Iterator[tup
                 yield i, start + j
 
 
+def _report_copies(name: str, images: Sequence[tuple[Entry, Seen]], log: Log) -> None:
+    """Images to train on that are the same file as another one of them."""
+    first: dict[str, str] = {}
+    pairs = [
+        (first.setdefault(seen.sha256, entry.name), entry.name) for entry, seen in images if entry.split == "train"
+    ]
+    copies = [pair for pair in pairs if pair[0] != pair[1]]
+    if copies:
+        text = f"{len(copies):,} images to train on are copies of others, and count as often as they are there"
+        log(f"{name}: note: {text}: {_some_pairs(copies)}")
+
+
+def _some_pairs(pairs: Sequence[tuple[str, str]]) -> str:
+    more = f" and {len(pairs) - 5:,} more" if len(pairs) > 5 else ""
+    return ", ".join(f"{first} and {second}" for first, second in pairs[:5]) + more
+
+
 def _report_duplicates(name: str, duplicates: dict[str, list[tuple[str, str]]], log: Log) -> None:
     for kind, pairs in duplicates.items():
         if pairs:
-            shown = ", ".join(f"{train} and {test}" for train, test in pairs[:5])
-            more = f" and {len(pairs) - 5:,} more" if len(pairs) > 5 else ""
             text = f"{len(pairs):,} test images are {kind} to a training image, which flatters the accuracies"
-            log(f"{name}: warning: {text}: {shown}{more}")
+            log(f"{name}: warning: {text}: {_some_pairs(pairs)}")

@@ -94,6 +94,8 @@ def _accuracy(result: dict[str, Any]) -> list[str]:
     if not result:
         return ["Not evaluated (`wmse evaluate`)."]
     counts = result["evaluation"]
+    if not counts["test_images"]:
+        return ["None: the images have no labels."]
     rows = [
         f"| {METRICS.get(key, key)} | {value:.2f} |" for key, value in result["metrics"].items() if value is not None
     ]

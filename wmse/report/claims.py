@@ -87,6 +87,7 @@ class Verdict:
 
 def compose_claims(runs: Sequence[Run], paper: Sequence[PaperValue]) -> dict[str, str]:
     """Text of claims.md and tables/claims.csv by path; writes nothing. Raises DataError."""
+    runs = [run for run in runs if run.metrics]  # not those on images without labels
     verdicts = judge(load_claims(), runs, paper)
     criteria = load_criteria()
     answers = judge_reduced(criteria, runs)

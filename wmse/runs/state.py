@@ -21,6 +21,7 @@ from wmse.runs.record import METRICS, read_record
 STATES = ("training", "evaluating", "failed", "stopped", "trained", "waiting", "done")  # What to look at first.
 ERROR = "wmse: error: "
 LONGEST_LINE = 20_000  # Bytes of a message.
+LATEST = 3  # Epochs by which the time left is told.
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def look_at_runs(runs: Sequence[RunSpec], results: Path) -> list[RunState]:
             history = _history(folder.history, folder.history.stat().st_mtime_ns) if folder.history.exists() else []
             states.append(_state(spec, folder, history))
             if history:
-                paces[spec.benchmark, spec.same_step()] = history[-1]["seconds"] / len(history)
+                paces[spec.benchmark, spec.same_step()] = _pace(history)
         except (OSError, ValueError, KeyError, TypeError, DataError) as error:
             states.append(RunState(spec.run, "failed", spec.epochs, note=f"cannot be read: {error}"))
     for i, (spec, state) in enumerate(zip(runs, states, strict=True)):
@@ -113,7 +114,7 @@ def _state(spec: RunSpec, folder: RunFolder, history: Sequence[dict[str, Any]]) 
         return state
     last, done = history[-1], len(history)
     measured = [line["knn5_top1"] for line in history if line["knn5_top1"] is not None]
-    left = (spec.epochs - done) * last["seconds"] / done
+    left = (spec.epochs - done) * _pace(history)
     if name == "training":
         left -= time.time() - folder.history.stat().st_mtime
     return replace(
@@ -126,6 +127,13 @@ def _state(spec: RunSpec, folder: RunFolder, history: Sequence[dict[str, Any]]) 
         knn=measured[-1] if measured else None,
         seconds_left=max(left, 0.0),
     )
+
+
+def _pace(history: Sequence[dict[str, Any]]) -> float:
+    """Seconds of training an epoch, of the latest few: the machine may have been busier before."""
+    latest = history[-LATEST - 1 :]
+    before = latest[0]["seconds"] if len(history) > LATEST else 0.0
+    return (history[-1]["seconds"] - before) / min(len(history), LATEST)
 
 
 @functools.lru_cache(maxsize=1000)

@@ -80,6 +80,7 @@ def pretrain(job: Job) -> None:
         with contextlib.closing(trainer):
             trainer.run()
         world.first(trainer.write_results)
+        job.log(f"{spec.run}: wrote {folder.encoder}")
 
 
 class Trainer:

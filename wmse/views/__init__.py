@@ -11,9 +11,17 @@ import torch
 from torch import Tensor
 
 from wmse.views.params import ViewParams, ViewRecipe, draw_params
-from wmse.views.tensors import normalize, resize_center_crop, view_by_tensors
+from wmse.views.tensors import normalize, resize_center_crop, resize_center_crop_one, view_by_tensors
 
-__all__ = ["ViewParams", "ViewRecipe", "draw_params", "make_view", "normalize", "resize_center_crop"]
+__all__ = [
+    "ViewParams",
+    "ViewRecipe",
+    "draw_params",
+    "make_view",
+    "normalize",
+    "resize_center_crop",
+    "resize_center_crop_one",
+]
 
 
 def make_view(

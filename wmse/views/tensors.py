@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -198,6 +199,28 @@ def resized_crop(x: Tensor, crop: Crop, flip: Tensor | None = None) -> Tensor:
     return weigh(x.mT, rows, WEIGHT_BITS).mT
 
 
+def resize_center_crop_one(image: Tensor, resize: int, size: int) -> Tensor:
+    """`resize_center_crop` of one image (3, h, w) on the CPU, as (1, 3, size, size): by Pillow, in the calling thread.
+
+    Threads that have an image each then do not start, and wait for, threads of torch's own.
+    """
+    from PIL import Image
+
+    new_h, new_w, top, left = _central(*image.shape[-2:], resize, size)
+    resized = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((new_w, new_h), Image.Resampling.BICUBIC)
+    square = np.array(resized.crop((left, top, left + size, top + size)))
+    return torch.from_numpy(square).permute(2, 0, 1)[None].float()
+
+
+def _central(h: int, w: int, resize: int, size: int) -> tuple[int, int, int, int]:
+    """Height and width after the resize of (h, w), and top and left of the crop."""
+    short = min(h, w)
+    new_h, new_w = (resize, int(resize * w / short)) if h == short else (int(resize * h / short), resize)
+    if size > min(new_h, new_w):
+        raise ValueError(f"a crop of {size} pixels does not fit into images resized to {new_h} x {new_w}")
+    return new_h, new_w, round((new_h - size) / 2), round((new_w - size) / 2)
+
+
 LOW_BITS = 8  # The low bits of the weights are summed up apart from the others.
 MOST_TAPS = 448  # Sums of the low bits of more products than these may not fit into the 24 bits of float32.
 
@@ -293,11 +316,7 @@ def resize_center_crop(images: Tensor, resize: int, size: int) -> Tensor:
         (N, 3, size, size) float32, in whole levels.
     """
     h, w = images.shape[-2:]
-    short = min(h, w)
-    new_h, new_w = (resize, int(resize * w / short)) if h == short else (int(resize * h / short), resize)
-    if size > min(new_h, new_w):
-        raise ValueError(f"a crop of {size} pixels does not fit into images resized to {new_h} x {new_w}")
-    top, left = round((new_h - size) / 2), round((new_w - size) / 2)
+    new_h, new_w, top, left = _central(h, w, resize, size)
     start = torch.zeros(1, dtype=torch.int64)
     device = images.device
     rows = crop_matrix(axis_taps(start, start + h, h, new_h, device), h)[0, top : top + size]
