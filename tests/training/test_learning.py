@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
 import learning
+from builders import ROOT
 from builders.tensors import seeded
 from wmse.losses import wmse_loss
 
@@ -20,10 +22,20 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.long
 @pytest.mark.parametrize("case", learning.CASES)
 def test_a_recipe_learns(case: str, data_root: Path) -> None:
-    found = [learning.learn(case, seed, data_root) for seed in learning.SEEDS]
-    gains = [run.trained - run.untrained for run in found]
-    assert min(gains) > 0, found
-    assert sum(gains) / len(gains) > learning.MARGIN, found
+    found = [asdict(learning.learn(case, seed, data_root)) for seed in learning.SEEDS]
+    assert min(learning.gain([run]) for run in found) > 0, found
+    assert learning.gain(found) > learning.MARGIN, found
+
+
+def test_the_committed_table_has_every_recipe_and_each_has_learnt() -> None:
+    rows = learning.read()
+    expected = [(case, seed) for case in learning.CASES for seed in learning.SEEDS]
+    assert [(row["run"], int(row["seed"])) for row in rows] == expected
+    for case in learning.CASES:
+        own = [row for row in rows if row["run"] == case]
+        assert min(learning.gain([row]) for row in own) > 0, own
+        assert learning.gain(own) > learning.MARGIN, own
+    assert learning.as_table(rows) in (ROOT / "docs/learning.md").read_text()
 
 
 def test_a_low_loss_needs_no_embeddings_that_agree() -> None:
