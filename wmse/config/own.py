@@ -47,8 +47,10 @@ def own_benchmark(found: Survey, preset: str) -> dict[str, Any]:
         "eval_every": max(1, epochs // 50),
         "eval_every_final": max(1, epochs // 200),
     }
-    if 0 < (labelled := found.count("train")) < book["common"]["knn_k"]:
-        parameters["knn_k"] = labelled
+    if labelled := found.count("train"):
+        parameters["knn_k"] = min(labelled, book["common"]["knn_k"])
+        # At least five steps an epoch, as on the smallest benchmark of the paper: one leaves the probe half trained.
+        parameters["probe_batch_size"] = min(max(labelled // 5, 1), book["common"]["probe_batch_size"])
     positives = dict(_positives(like["positives"], parameters["w_size"], budget.get("batch_size"), count))
     return {"parameters": parameters, "positives": positives, "paper": False, "like": basis["like"], "preset": preset}
 
