@@ -19,7 +19,7 @@ from wmse.images import ArrayImages, FileImages, open_images
 from wmse.methods import build_encoder
 from wmse.probes import knn_accuracy, linear_accuracy, principal_plane
 from wmse.probes.neighbours import CHUNK
-from wmse.progress import progress_bar
+from wmse.progress import Lines, progress_bar
 from wmse.runs.job import Job
 from wmse.runtime import Runtime
 from wmse.streams import stream, stream_seed
@@ -107,7 +107,7 @@ def run_features(job: Job) -> tuple[Tensor, Tensor]:
             return compute(train, between=bar.update), compute(test, between=bar.update)
 
 
-def _bar(job: Job, what: str, steps: int) -> tqdm:
+def _bar(job: Job, what: str, steps: int) -> tqdm | Lines:
     return progress_bar(steps, "step", f"{job.spec.name}: {what}", shown=job.progress_bar)
 
 

@@ -20,7 +20,7 @@ from wmse.images import ArrayImages, FileImages, open_images
 from wmse.locks import exclusive_lock, patience
 from wmse.methods import StepOutput, build_method
 from wmse.probes import embedding_spread, knn_predict
-from wmse.progress import beside_bars, progress_bar
+from wmse.progress import Lines, beside_bars, progress_bar
 from wmse.provenance import peak_memory_bytes, provenance
 from wmse.runs.folder import ENCODER, HISTORY
 from wmse.runs.job import Job
@@ -45,7 +45,7 @@ TRAINING_MEMORY = (
     "multiple of w_size, changes the paper's method: its batch norm, its recipe, SimCLR's negatives"
 )
 NEARLY_COLLAPSED = 0.05  # A smaller spread of the embeddings deserves a warning; the recipes' runs keep above 0.7.
-LOG_EVERY = 20  # Steps between updates of the progress bar: reading the loss makes the host wait for the device.
+LOG_EVERY = 20  # Steps between updates of the progress bar: reading the loss makes the host wait for a GPU.
 
 
 def pretrain(job: Job) -> None:
@@ -167,7 +167,7 @@ class Trainer:
         for images in (self.images, *(images for images, _ in self.probe)):
             images.close()
 
-    def _train_epoch(self, epoch: int, batches: Iterator[Tensor], bar: tqdm) -> None:
+    def _train_epoch(self, epoch: int, batches: Iterator[Tensor], bar: tqdm | Lines) -> None:
         """The steps of an epoch that are still to be taken."""
         progress, steps = self.progress, self.steps_per_epoch
         started = time.perf_counter() - progress.epoch.seconds
@@ -293,12 +293,13 @@ class Trainer:
 
     # --- progress bar -------------------------------------------------------------------------------------------------
 
-    def _bar(self) -> tqdm:
+    def _bar(self) -> tqdm | Lines:
         total = self.job.spec.epochs * self.steps_per_epoch
         return progress_bar(total, "step", start=self.progress.step, shown=self.job.progress_bar)
 
-    def _show(self, bar: tqdm, epoch: int, i: int) -> None:
-        if bar.disable or (i % LOG_EVERY and i + 1 < self.steps_per_epoch):
+    def _show(self, bar: tqdm | Lines, epoch: int, i: int) -> None:
+        every = 1 if self.job.runtime.device.type == "cpu" else LOG_EVERY
+        if bar.disable or (i % every and i + 1 < self.steps_per_epoch):
             return
         spec, so_far = self.job.spec, self.progress.epoch
         rate = (i + 1) * spec.batch_size * spec.d / so_far.seconds
