@@ -34,10 +34,6 @@ class SynchronizedBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        return self._normalize(input)
-
-    @torch.compiler.disable  # a collective in the middle of a graph
-    def _normalize(self, input: Tensor) -> Tensor:
         output, mean, var = _Normalization.apply(input, self.weight, self.bias, self.eps, self.processes)
         n = self.processes * input.numel() // input.shape[1]
         with torch.no_grad():
