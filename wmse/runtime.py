@@ -115,7 +115,7 @@ def resolve(
         precision = "bf16" if has_bf16 else "fp32"
     if threads:
         torch.set_num_threads(threads)
-    if not on_gpu and world.local_size == 1:
+    if not on_gpu and not world.store:  # several processes wait for each other anyway, and would all say so
         _warn_of_company(torch.get_num_threads(), say)
     torch.backends.cuda.matmul.allow_tf32 = False  # the covariance needs all digits of float32
     torch.backends.cudnn.allow_tf32 = precision == "tf32"

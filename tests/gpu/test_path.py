@@ -162,7 +162,8 @@ def test_all_epochs_of_a_run(data: ArrayDataset, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(loop, "save_checkpoint", lambda folder, spec, step, state, keep: saved.append(step))
     monkeypatch.setattr(loop, "peak_memory_bytes", lambda device: 0)
     with pretend_gpu() as gpu:
-        trainer = Trainer(make_job(tiny_spec(epochs=1, lr_drops=[]), data, tmp_path, Runtime(GPU, "bf16")))
+        spec = tiny_spec(epochs=1, lr_drops=[])
+        trainer = Trainer(make_job(spec, data, tmp_path, Runtime(GPU, "bf16"), progress_bar=False))
         gpu.waits.clear()
         history = trainer.run()
     assert [record.step for record in history] == [3]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import runpy
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
@@ -95,19 +96,15 @@ def try_export(run: Pretrained, out: Path) -> float:
     """
     from PIL import Image
 
-    specification = importlib.util.spec_from_file_location(f"load_{out.name}", out / "load.py")
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    encoder, size = module.load_encoder(), run.preprocessing.size
+    loaded = runpy.run_path(str(out / "load.py"))  # not imported, which would leave a __pycache__ in the folder
+    encoder, size = loaded["load_encoder"](), run.preprocessing.size
     worst = 0.0
     for number, (h, w) in enumerate(((size, size), (2 * size + 3, size + 1), (size + 5, 3 * size))):
         pixels = torch.randint(0, 256, (1, 3, h, w), generator=stream(0, "export", number), dtype=torch.uint8)
         image = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
         with torch.inference_mode():
             ours = run.encoder(run.preprocessing(pixels)).numpy()
-            theirs = np.asarray(encoder(module.preprocess(image)[None]))
+            theirs = np.asarray(encoder(loaded["preprocess"](image)[None]))
         worst = max(worst, float(np.abs(ours - theirs).max() / max(1.0, np.abs(ours).max())))
     if not worst <= TOLERANCE:
         raise WmseError(f"{out}: gives other features than the encoder; they differ by {worst:.1e}: do not use it")

@@ -79,8 +79,8 @@ def pretrain(job: Job) -> None:
         job.log(f"{spec.run}: {steps} steps of {spec.d} x {spec.batch_size} views on {job.runtime.describe()}")
         with contextlib.closing(trainer):
             trainer.run()
+        job.log(f"{spec.run}: writing {folder.encoder}")
         world.first(trainer.write_results)
-        job.log(f"{spec.run}: wrote {folder.encoder}")
 
 
 class Trainer:
