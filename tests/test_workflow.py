@@ -212,6 +212,19 @@ def test_few_runs_share_the_cores_by_their_length(finished: Path) -> None:
     assert threads == {"wmse-2": "1", "wmse-4": "2"}
 
 
+def test_long_trainings_come_first_and_nothing_that_is_ready_waits_for_one(finished: Path) -> None:
+    done = snakemake(finished, "--dry-run", "--forceall", "--config", "seeds=[7]")
+    jobs = re.findall(r"^rule (\w+):\n(.*?)\n\n", done.stdout + done.stderr, flags=re.MULTILINE | re.DOTALL)
+    priority: dict[str, set[float]] = {}
+    for rule, text in jobs:
+        method = re.search(r"method=(wmse-\d),", text) if rule == "pretrain" else None
+        value = re.search(r"priority: (\S+)", text)
+        priority.setdefault(method[1] if method else rule, set()).add(float(value[1]) if value else 0.0)
+    assert priority["wmse-4"] == {1.0}
+    assert priority["wmse-2"] == priority["pretrain"] == {0.5}
+    assert priority["prepare"] == priority["evaluate"] == {1.0}
+
+
 def test_the_figure_of_the_dag_shows_the_rules_that_ran(finished: Path) -> None:
     figure = (finished / "results/plots/dag.svg").read_text()
     for text in ("prepare", "2 jobs", "pretrain", "6 jobs", "evaluate", "8 jobs", "tables", "claims", "page"):

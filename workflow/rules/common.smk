@@ -129,6 +129,13 @@ def threads_of(wildcards):
     return pretrain_threads(spec_of(wildcards).d, len(TRAINED), CORES, SETTINGS)
 
 
+def precedence_of(wildcards):
+    """Trainings with the most views of each image first, so that at the end no long one is left alone: at most 1."""
+    most = max(spec.epochs * spec.d for spec in PROJECT.runs if spec.trained)
+    spec = spec_of(wildcards)
+    return spec.epochs * spec.d / most
+
+
 def processes_of(wildcards):
     """How many processes share a training; as a resource, because a machine's setting must not repeat what is done."""
     return PROJECT.processes(spec_of(wildcards))

@@ -9,6 +9,7 @@ rule evaluate:
         RUN.result,
     log:
         RUN.evaluate_log,
+    priority: 1  # a result is of more use than the next training
     conda:
         CONDA
     threads: share_of_cores(len(RUNS), CORES, SETTINGS)

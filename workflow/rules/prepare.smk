@@ -9,6 +9,7 @@ rule prepare:
         f"{DATA}/{{benchmark}}/prepared/manifest.json",
     log:
         f"{RESULTS}/logs/prepare/{{benchmark}}.log",
+    priority: 1  # or the first data set's long trainings would keep the others waiting
     conda:
         CONDA
     shell:
@@ -21,6 +22,7 @@ rule prepare_folder:
         f"{DATA}/{{benchmark}}/prepared/folder-{{digest}}.json",
     log:
         f"{RESULTS}/logs/prepare/{{benchmark}}-{{digest}}.log",
+    priority: 1
     conda:
         CONDA
     shell:

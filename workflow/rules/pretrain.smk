@@ -10,6 +10,7 @@ rule pretrain:
         history=RUN.history,
     log:
         RUN.pretrain_log,
+    priority: precedence_of
     conda:
         CONDA
     threads: threads_of
