@@ -214,7 +214,7 @@ def test_few_runs_share_the_cores_by_their_length(finished: Path) -> None:
 
 def test_long_trainings_come_first_and_nothing_that_is_ready_waits_for_one(finished: Path) -> None:
     done = snakemake(finished, "--dry-run", "--forceall", "--config", "seeds=[7]")
-    jobs = re.findall(r"^rule (\w+):\n(.*?)\n\n", done.stdout + done.stderr, flags=re.MULTILINE | re.DOTALL)
+    jobs = re.findall(r"^rule (\w+):\n((?: .*\n)+)", done.stdout + done.stderr, flags=re.MULTILINE)
     priority: dict[str, set[float]] = {}
     for rule, text in jobs:
         method = re.search(r"method=(wmse-\d),", text) if rule == "pretrain" else None
