@@ -17,10 +17,15 @@ class SingularCovarianceError(ArithmeticError):
     """The covariance of a group of samples is not positive definite, so the group cannot be whitened."""
 
     def __init__(self, where: str, size: int, dim: int) -> None:
+        likely = "the sub-batch is too small (w_size of at least twice the embedding size is advised)"
+        if size > 2 * dim:
+            likely = (
+                "a few images make up the whole covariance, as they can where w_size is more than twice the embedding "
+                "size (make it smaller, or the learning rate; docs/learning.md)"
+            )
         super().__init__(
-            f"{where}: the covariance of {size} samples of {dim} dimensions is singular. Either the sub-batch is too "
-            "small (w_size of at least twice the embedding size is advised), or the embeddings have collapsed or are "
-            "not finite"
+            f"{where}: the covariance of {size} samples of {dim} dimensions is singular. Either {likely}, or the "
+            "embeddings have collapsed or are not finite"
         )
 
 

@@ -56,11 +56,11 @@ def test_other_numbers_of_positives_keep_the_number_of_views(d: int, images: int
     assert make_spec(f"cifar10/wmse-{d}", 0).batch_size == images
 
 
-@pytest.mark.parametrize("preset", ["tour", "paper"])
-def test_every_experiment_is_in_the_preset_with_all_its_methods(preset: str) -> None:
+@pytest.mark.parametrize(("preset", "missing"), [("tour", {"wmse-2@w-size-x2", "wmse-2@w-size-x4"}), ("paper", set())])
+def test_every_experiment_is_in_the_preset_with_its_methods(preset: str, missing: set[str]) -> None:
     labels = {spec.label for spec in load_project({"preset": preset}).runs}
     for name, experiment in experiments().items():
-        assert set(experiment["methods"]) <= labels, name
+        assert set(experiment["methods"]) - labels == missing & set(experiment["methods"]), name
         assert {"random", "pixels"} <= set(experiment["methods"]), name
 
 
