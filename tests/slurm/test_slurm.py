@@ -24,7 +24,7 @@ import pytest
 import yaml
 
 from builders import ROOT
-from builders.workflow import PATIENT, TINY, environment, outcome, snakemake
+from builders.workflow import ONE_STEP, PATIENT, TINY, differing, environment, outcome, snakemake
 
 if "WMSE_SLURM_WORK" not in os.environ:
     pytest.skip("Slurm is tested by `make test-slurm`", allow_module_level=True)
@@ -47,7 +47,7 @@ def project(folder: Path, parameters: dict[str, Any], methods: tuple[str, ...] =
     shutil.copytree(ROOT / "workflow/profiles/slurm", folder / "profile")
     (folder / "profile/settings.yaml").write_text("device: cpu\n")  # the GPUs are pretended
     changes = {"latency-wait": 10, "slurm-init-seconds-before-status-checks": 1, "seconds-between-status-checks": 1}
-    small = {"runtime": 10, "mem_mb": 900}
+    small = {"runtime": 60, "mem_mb": 900}
     edit(folder, **changes, retries=1, **{"default-resources": {**small, "nodes": 1}})
     edit(folder, **{"set-resources": {"pretrain": small}})
     edit(folder, **{"set-threads": {"pretrain": 1, "evaluate": 1}})
@@ -171,32 +171,25 @@ def test_the_same_bits_as_without_slurm_and_a_report_of_what_the_jobs_used(tmp_p
     assert "Nothing to be done" in snakemake(folder, "--config", "device=cpu").stderr
 
 
-def test_a_run_on_two_nodes_has_their_gpus_and_the_tables_of_one_process(tmp_path: Path) -> None:
+def test_a_run_on_two_nodes_has_their_gpus_and_computes_what_one_process_does(tmp_path: Path) -> None:
     (tmp_path / "slurm").mkdir()
     (tmp_path / "plain").mkdir()
-    few_steps = {"epochs": 1, "lr_drops": [], "width": 8, "batch_size": 2560}
-    folder = project(tmp_path / "slurm", few_steps)
+    folder = project(tmp_path / "slurm", ONE_STEP)
     shutil.copy(folder / "config.yaml", tmp_path / "plain")
     edit(folder, **{"set-resources": {"pretrain": {"slurm_partition": "pair", "gres": "gpu:2"}}})
-    with running(folder, "--config", "processes=4", "nodes=2") as workflow:
-        workflow.wait_for("steps of 2 x 2560 views")
+    exact = ["--config", "channels_last=false"]  # torch's batch norm adds up a thousand times as coarsely otherwise
+    with running(folder, *exact, "processes=4", "nodes=2") as workflow:
+        workflow.wait_for("steps of 2 x 8192 views")
         own = environment_of(workflow.trainers()[0])
         assert (own["CUDA_VISIBLE_DEVICES"], own["WORLD_SIZE"], own["LOCAL_WORLD_SIZE"]) == ("0,1", "4", "2")
-        done = snakemake(tmp_path / "plain", "--config", "device=cpu", "threads=1")
+        done = snakemake(tmp_path / "plain", *exact, "device=cpu", "threads=1")
         assert done.returncode == 0, done.stdout + done.stderr
         assert workflow.process.wait(PATIENCE) == 0, workflow.said
     (record,) = folder.glob("results/runs/*/wmse-2/*/pretrain.json")
     runtime = json.loads(record.read_text())["provenance"]["runtime"]
     assert (runtime["processes"], runtime["nodes"]) == (4, 2)
-    # Rounding of float32 grows from step to step, and may change what becomes of a few of the 2,000 test images.
-    assert accuracies(folder) == pytest.approx(accuracies(tmp_path / "plain"), abs=1.0)
-
-
-def accuracies(folder: Path) -> dict[str, float]:
-    """Of every metric in percent, as the table of the methods has them."""
-    with open(folder / "results/tables/table1.csv", encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["runs"] and row["metric"] in ("linear_top1", "knn5_top1")]
-    return {row["metric"]: float(row["ours_mean"]) for row in rows}
+    encoders = [next(tmp_path.glob(f"{name}/results/runs/*/*/*/encoder.safetensors")) for name in ("slurm", "plain")]
+    assert differing(*encoders) == []
 
 
 # --- GPUs -------------------------------------------------------------------------------------------------------------
@@ -227,9 +220,13 @@ def test_each_training_gets_a_gpu_of_its_own_and_a_cancelled_workflow_saves_all(
 @pytest.mark.parametrize("warning", ["", "--signal=TERM@30"], ids=["at the limit", "before the limit"])
 def test_a_training_that_meets_its_time_limit_goes_on_in_a_new_job(warning: str, tmp_path: Path) -> None:
     folder = project(tmp_path, FOREVER)
-    resources = {"runtime": 2 if warning else 1, "slurm_extra": warning}
-    edit(folder, **{"set-resources": {"pretrain": resources}})
+    edit(folder, **{"set-resources": {"pretrain": {"slurm_extra": warning}}})
     with running(folder) as workflow:
+        workflow.at_work()
+        # The limit comes to the job, however long this machine took to start it; a warning needs 30 to 60 s of it left.
+        (job,) = workflow.jobs()
+        minutes = int(slurm("squeue", "--noheader", "--format=%M", f"--jobs={job}").split(":")[-2])
+        slurm("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes + 2 if warning else 1}")
         workflow.goes_on_where_it_stopped()
         first, second = workflow.jobs()
         assert states(first) == ("FAILED" if warning else "TIMEOUT")
