@@ -30,6 +30,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "long: part of `make test-faults` or `make test-learning` only, because it takes minutes"
     )
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        # Workers, and the commands that they start, would else take each other's cores, where threads wait by spinning.
+        cores, workers = sorted(os.sched_getaffinity(0)), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        own = cores[int(worker.removeprefix("gw")) % workers :: workers]
+        os.sched_setaffinity(0, own or cores)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

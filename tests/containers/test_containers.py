@@ -50,10 +50,12 @@ EXPERIMENTS = [
     {"benchmarks": ["fashion_mnist"], "methods": ["simclr", "wmse-4", "pixels"]},
     {"benchmarks": ["imagenet100_mini"], "methods": ["wmse-2"]},
 ]
+NO_TRAINING = [{"benchmarks": ["fashion_mnist"], "methods": ["pixels"]}]
 ONE_RUN = [{"benchmarks": ["fashion_mnist"], "methods": ["wmse-2"]}]
 
 Run = subprocess.CompletedProcess[str]
 
+shared = pytest.mark.xdist_group("shared")  # of one process, which makes the folders that they compare
 needs_apptainer = pytest.mark.skipif(not SIF, reason=f"APPTAINER NOT TESTED: {os.environ.get('WMSE_NO_APPTAINER')}")
 
 
@@ -280,6 +282,7 @@ def test_an_unwritable_results_folder_is_one_message(tmp_path: Path) -> None:
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
+@shared
 def test_docker_leaves_tables_that_belong_to_the_caller(docker_folder: tuple[Path, str]) -> None:
     folder, printed = docker_folder
     assert "GPU: none, running on the CPU" in printed
@@ -351,6 +354,7 @@ def test_docker_stop_writes_a_checkpoint_and_the_next_run_goes_on(tmp_path: Path
     assert (folder / "results/tables.md").exists()
 
 
+@shared
 @needs_apptainer
 def test_every_job_runs_in_the_sif(apptainer_folder: tuple[Path, str]) -> None:
     folder, printed = apptainer_folder
@@ -363,6 +367,7 @@ def test_every_job_runs_in_the_sif(apptainer_folder: tuple[Path, str]) -> None:
     assert {p.stem for p in (folder / "results/plots").glob("*.svg")} >= {"dag", "training"}
 
 
+@shared
 @needs_apptainer
 def test_the_same_bits_in_docker_in_apptainer_and_without(
     docker_folder: tuple[Path, str], apptainer_folder: tuple[Path, str], plain_folder: tuple[Path, str]
@@ -373,6 +378,7 @@ def test_the_same_bits_in_docker_in_apptainer_and_without(
     assert bits(apptainer_folder[0]) == plain
 
 
+@shared
 @needs_apptainer
 def test_switching_reruns_nothing(
     docker_folder: tuple[Path, str], apptainer_folder: tuple[Path, str], plain_folder: tuple[Path, str]
@@ -403,8 +409,8 @@ def test_data_and_results_may_lie_anywhere(tmp_path_factory: pytest.TempPathFact
         succeeded(snakemake(folder, "--use-singularity", *config(ONE_RUN), *places))
         assert (outside / "results here/tables.md").exists()
         assert (outside / "disk/data/fashion_mnist/prepared/manifest.json").exists()
-        elsewhere = [*places, f"results={outside}/new/results"]
-        succeeded(snakemake(folder, "--use-singularity", *config(ONE_RUN), *elsewhere))
+        elsewhere = [*config(NO_TRAINING), *places, f"results={outside}/new/results"]
+        succeeded(snakemake(folder, "--use-singularity", *elsewhere))
         assert (outside / "new/results/tables.md").exists()
     finally:
         shutil.rmtree(outside)
