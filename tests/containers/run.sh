@@ -73,5 +73,5 @@ fi
 stage "tests"
 status=0
 # Without the common conftest.py, which gives every process a core of its own: an engine knows nothing of that.
-pytest tests/containers --confcutdir tests/containers --numprocesses 2 --dist loadgroup --basetemp "$work/pytest" "$@" || status=$?
+pytest tests/containers --confcutdir tests/containers --numprocesses 2 --dist loadfile --basetemp "$work/pytest" "$@" || status=$?
 exit $status

@@ -1,173 +1,45 @@
-"""The image with real engines: `make test-containers`, whose run.sh names what it made in IMAGE, SIF and DOCKER.
-
-A cut-down quick preset (with WHOLE=1 the whole one) runs three times: in Docker, under Apptainer and in this
-environment. Containers never have a network. Each of the other tests is about one property of the image.
-"""
+"""The image with real engines: `make test-containers`. Each test is about one property of the image."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 
 from builders import ROOT
+from builders.containers import (
+    DOCKER,
+    HOME,
+    IMAGE,
+    NO_TRAINING,
+    ONE_RUN,
+    OWNER,
+    SIF,
+    config,
+    docker,
+    execute,
+    in_docker,
+    needs_apptainer,
+    new_folder,
+    offline,
+    planned,
+    results,
+    snakemake,
+    snakemake_command,
+    succeeded,
+    wait_for,
+)
 from builders.workflow import environment
-from wmse.config import RunSpec, load_project, read_yaml
 
-DOCKER, IMAGE, SIF = (os.environ.get(name, "") for name in ("DOCKER", "IMAGE", "SIF"))
-HOME = "/opt/wmse-repro"
 if not IMAGE:
     pytest.skip("containers are tested by `make test-containers`", allow_module_level=True)
-WHOLE = bool(os.environ.get("WHOLE"))
-OWNER = "4321:8765"  # a user that no system knows
-
-TINY = {
-    "epochs": 2,
-    "lr_drops": [1],
-    "batch_size": 512,
-    "width": 4,
-    "head_hidden": 16,
-    "embedding": 8,
-    "w_size": 32,
-    "view_size": 8,
-    "eval_resize": 8,
-    "eval_every": 2,
-    "probe_epochs": 5,
-    "probe_batch_size": 1000,
-}
-EXPERIMENTS = [
-    {"benchmarks": ["fashion_mnist"], "methods": ["simclr", "wmse-4", "pixels"]},
-    {"benchmarks": ["imagenet100_mini"], "methods": ["wmse-2"]},
-]
-NO_TRAINING = [{"benchmarks": ["fashion_mnist"], "methods": ["pixels"]}]
-ONE_RUN = [{"benchmarks": ["fashion_mnist"], "methods": ["wmse-2"]}]
-
-Run = subprocess.CompletedProcess[str]
-
-shared = pytest.mark.xdist_group("shared")  # of one process, which makes the folders that they compare
-needs_apptainer = pytest.mark.skipif(not SIF, reason=f"APPTAINER NOT TESTED: {os.environ.get('WMSE_NO_APPTAINER')}")
-
-
-def config(experiments: list[dict[str, Any]] = EXPERIMENTS, **parameters: Any) -> list[str]:
-    """Snakemake's arguments for a small configuration; the same in every environment."""
-    # The stem of ImageNet's encoder shrinks images to a 32nd.
-    changed = {"*": {**TINY, **parameters}, "imagenet100_mini/*": {"view_size": 64, "eval_resize": 64}}
-    settings = {"experiments": experiments, "parameters": changed}
-    return ["--config", "device=cpu", *(f"{key}={json.dumps(value)}" for key, value in settings.items())]
-
-
-SHARED = ["--config", "device=cpu"] if WHOLE else config()  # of the three runs that are compared
-
-
-def execute(command: list[str], **options: Any) -> Run:
-    return subprocess.run(command, capture_output=True, text=True, timeout=3600 if WHOLE else 600, **options)
-
-
-def docker(*arguments: str) -> Run:
-    return execute([DOCKER, *arguments])
-
-
-def succeeded(done: Run) -> str:
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-def in_docker(folder: Path | None, *arguments: str, options: tuple[str, ...] = (), data: bool = False) -> Run:
-    """`docker run` without a network, with `folder`/results mounted; `data` mounts `folder`/data too."""
-    mounts = ["-v", f"{folder}/results:{HOME}/results"] if folder else []
-    mounts += ["-v", f"{folder}/data:{HOME}/data"] if data else []
-    return docker("run", "--rm", "--network", "none", *mounts, *options, IMAGE, *arguments)
-
-
-def snakemake(folder: Path, *arguments: str, **options: Any) -> Run:
-    """Snakemake of this environment, without a network where this user may say so."""
-    own = environment(**options.pop("env", {}))
-    return execute([*offline(), *snakemake_command(), *arguments], cwd=folder, env=own, **options)
-
-
-def snakemake_command() -> list[str]:
-    return [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow/Snakefile"), "--cores", "all"]
-
-
-def offline() -> list[str]:
-    return ["unshare", "--net"] if os.getuid() == 0 else []
-
-
-def new_folder(path: Path, owner: str = "") -> Path:
-    """A working folder with the project's configuration; its results and data belong to `owner`."""
-    for name in ("results", "data"):
-        (path / name).mkdir(parents=True)
-        if owner and os.getuid() == 0:
-            os.chown(path / name, *map(int, owner.split(":")))
-    shutil.copy(ROOT / "config.yaml", path)
-    return path
-
-
-def planned(output: str) -> bool:
-    """Whether a dry run announces a job."""
-    if "Nothing to be done" in output:
-        return False
-    assert "Job stats" in output, output
-    return True
-
-
-@pytest.fixture(scope="module")
-def docker_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The shared configuration, computed by `docker run`, and what that printed."""
-    folder = new_folder(tmp_path_factory.mktemp("docker"), OWNER)
-    return folder, succeeded(in_docker(folder, *SHARED, data=True))
-
-
-@pytest.fixture(scope="module")
-def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The same in this environment."""
-    folder = new_folder(tmp_path_factory.mktemp("plain"))
-    return folder, succeeded(snakemake(folder, *SHARED))
-
-
-@pytest.fixture(scope="module")
-def apptainer_folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The same under Apptainer, with packages on the host's PYTHONPATH that would break every job."""
-    folder = new_folder(tmp_path_factory.mktemp("apptainer"))
-    poison = folder / "poison" / "torch"
-    poison.mkdir(parents=True)
-    (poison / "__init__.py").write_text("raise ImportError('the host leaks into the container')\n")
-    environment = {"PYTHONPATH": str(poison.parent)}
-    done = snakemake(folder, "--use-singularity", *SHARED, f"container={SIF}", env=environment)
-    return folder, succeeded(done)
-
-
-def shared_runs() -> list[RunSpec]:
-    """The runs of the shared configuration."""
-    given = {key: json.loads(value) for key, value in (entry.split("=", 1) for entry in SHARED[2:])}
-    return load_project({**read_yaml(ROOT / "config.yaml"), **given}).runs
-
-
-def results(folder: Path) -> dict[str, dict[str, Any]]:
-    found = (json.loads(path.read_text()) for path in folder.glob("results/runs/*/*/*/result.json"))
-    return {content["run"]: content for content in found}
-
-
-def bits(folder: Path) -> dict[str, Any]:
-    """What must be equal in equal runs: parameters, metrics, losses, weights and data; not times and places."""
-    found = {}
-    for run, result in results(folder).items():
-        encoder = folder / "results/runs" / run / "encoder.safetensors"
-        digest = hashlib.sha256(encoder.read_bytes()).hexdigest() if encoder.exists() else None
-        loss = result.get("pretrain", {}).get("final_loss") if result.get("pretrain") else None
-        found[run] = [result["spec"], result["metrics"], result["data"], loss, digest]
-    return found
 
 
 # --- the image --------------------------------------------------------------------------------------------------------
@@ -264,14 +136,6 @@ def test_the_container_becomes_healthy() -> None:
     assert state == "healthy"
 
 
-def wait_for(value: Callable[[], str], wanted: str, seconds: float) -> str:
-    """The value once it contains what is wanted, or when the time is over."""
-    end = time.monotonic() + seconds
-    while wanted not in (now := value()) and time.monotonic() < end:
-        time.sleep(0.5)
-    return now
-
-
 def test_an_unwritable_results_folder_is_one_message(tmp_path: Path) -> None:
     done = in_docker(new_folder(tmp_path, OWNER), options=("--user", "999:999"))
     assert done.returncode == 1
@@ -280,21 +144,6 @@ def test_an_unwritable_results_folder_is_one_message(tmp_path: Path) -> None:
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
-
-
-@shared
-def test_docker_leaves_tables_that_belong_to_the_caller(docker_folder: tuple[Path, str]) -> None:
-    folder, printed = docker_folder
-    assert "GPU: none, running on the CPU" in printed
-    assert set(results(folder)) == {spec.run for spec in shared_runs()}
-    tables = (folder / "results/tables.md").read_text()
-    for run, result in results(folder).items():
-        assert run in tables
-        assert f"{result['metrics']['linear_top1']:.2f}" in tables
-        assert result["provenance"]["commit"] == "test-image"
-    owners = {f"{p.lstat().st_uid}:{p.lstat().st_gid}" for p in (folder / "results").rglob("*")}
-    if os.getuid() == 0:
-        assert owners == {OWNER}
 
 
 def test_read_only_with_an_arbitrary_user_and_no_capabilities(tmp_path: Path) -> None:
@@ -352,45 +201,6 @@ def test_docker_stop_writes_a_checkpoint_and_the_next_run_goes_on(tmp_path: Path
     (result,) = results(folder).values()
     assert result["pretrain"]["resumed"] >= 1
     assert (folder / "results/tables.md").exists()
-
-
-@shared
-@needs_apptainer
-def test_every_job_runs_in_the_sif(apptainer_folder: tuple[Path, str]) -> None:
-    folder, printed = apptainer_folder
-    specs = shared_runs()
-    # prepare, pretrain, evaluate; tables, claims, plots, page, dag. `all` has no command
-    jobs = len({spec.benchmark for spec in specs}) + sum(spec.trained for spec in specs) + len(specs) + 5
-    assert printed.count("Activating apptainer image") + printed.count("Activating singularity image") == jobs
-    commits = {result["provenance"]["commit"] for result in results(folder).values()}
-    assert commits == {"test-image"}
-    assert {p.stem for p in (folder / "results/plots").glob("*.svg")} >= {"dag", "training"}
-
-
-@shared
-@needs_apptainer
-def test_the_same_bits_in_docker_in_apptainer_and_without(
-    docker_folder: tuple[Path, str], apptainer_folder: tuple[Path, str], plain_folder: tuple[Path, str]
-) -> None:
-    plain = bits(plain_folder[0])
-    assert set(plain) == {spec.run for spec in shared_runs()}
-    assert bits(docker_folder[0]) == plain
-    assert bits(apptainer_folder[0]) == plain
-
-
-@shared
-@needs_apptainer
-def test_switching_reruns_nothing(
-    docker_folder: tuple[Path, str], apptainer_folder: tuple[Path, str], plain_folder: tuple[Path, str]
-) -> None:
-    docker_, apptainer, plain = docker_folder[0], apptainer_folder[0], plain_folder[0]
-    inside = ("--use-singularity", "-n", *SHARED, f"container={SIF}")
-    assert not planned(succeeded(snakemake(plain, *inside)))
-    assert not planned(succeeded(snakemake(docker_, *inside)))
-    assert not planned(succeeded(snakemake(apptainer, "-n", *SHARED)))
-    assert not planned(succeeded(snakemake(docker_, "-n", *SHARED)))
-    for folder in (plain, apptainer):
-        assert not planned(succeeded(in_docker(folder, "-n", *SHARED, data=True)))
 
 
 @needs_apptainer
