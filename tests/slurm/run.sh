@@ -155,7 +155,8 @@ trap - EXIT
 
 stage "tests"
 status=0
-# The cases wait most of the time, but eight at once starved each other of two cores; the common conftest.py would load torch in every process.
+# The cases wait most of the time, but eight at once starved each other of two cores. The common conftest.py would load
+# torch in every process.
 pytest tests/slurm --confcutdir tests/slurm --numprocesses 3 --basetemp "$work/pytest" "$@" || status=$?
 stage "done"
 exit $status
