@@ -56,7 +56,10 @@ def test_other_numbers_of_positives_keep_the_number_of_views(d: int, images: int
     assert make_spec(f"cifar10/wmse-{d}", 0).batch_size == images
 
 
-@pytest.mark.parametrize(("preset", "missing"), [("tour", {"wmse-2@w-size-x2", "wmse-2@w-size-x4"}), ("paper", set())])
+@pytest.mark.parametrize(
+    ("preset", "missing"),
+    [("tour", {"wmse-2@w-size-x2", "wmse-2@w-size-x4", "wmse-2@w-iter-4"}), ("paper", set())],
+)
 def test_every_experiment_is_in_the_preset_with_its_methods(preset: str, missing: set[str]) -> None:
     labels = {spec.label for spec in load_project({"preset": preset}).runs}
     for name, experiment in experiments().items():

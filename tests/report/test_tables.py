@@ -109,6 +109,14 @@ def test_variants_of_an_experiment_stand_in_its_table_alone(tmp_path: Path) -> N
     assert "Ablation" not in tables(runs[1:], tmp_path / "without")
 
 
+def test_a_variant_that_an_experiment_does_not_list_has_a_row_where_it_was_run(tmp_path: Path) -> None:
+    listed, other = (variant(tmp_path, "wmse", name) for name in ("w-iter-2", "w-iter-1"))
+    title = "Ablation: sub-batch size and iterations (batch slicing), Fashion-MNIST sample"
+    rows = rows_of(section(tables([listed, other], tmp_path / "out"), title))
+    assert rows[-3:] == ["W-MSE 2, w-iter-1", "Random encoder", "Raw pixels"]
+    assert "W-MSE 2, w-iter-1" not in rows_of(section(tables([listed], tmp_path / "listed"), title))
+
+
 def test_the_miniatures_have_the_layouts_of_tables_2_and_3(tmp_path: Path) -> None:
     runs = [
         make_run(tmp_path, "imagenet100_mini", d=2, differences=None, top5=93.0),

@@ -221,12 +221,13 @@ def _keys(experiment: str) -> list[Key]:
 
 
 def _ablation_rows(experiment: str, groups: list[Group]) -> tuple[Row, ...]:
-    """The rows of an ablation, run or not; none unless a variant of its own was run."""
+    """The rows of an ablation, run or not, and of its other variants; none unless a variant of its own was run."""
     variants = experiments()[experiment].get("variants", {})
     if not any(group.first.variant in variants for group in groups):
         return ()
     keys = _keys(experiment)
-    return _rows([], [group for group in groups if group.first.cell[1:] in keys], keys)
+    ours = [group for group in groups if group.first.variant in variants or group.first.cell[1:] in keys]
+    return _rows([], ours, keys)
 
 
 def _rows(
