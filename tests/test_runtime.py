@@ -54,3 +54,11 @@ def test_float32_means_float32() -> None:
 
 def test_the_threads_are_set_and_recorded() -> None:
     assert resolve("cpu", "fp32", threads=1).describe()["threads"] == torch.get_num_threads() == 1
+
+
+def test_batch_norm_on_a_cpu_is_exact_unless_told_otherwise() -> None:
+    x = torch.randn(256, 8, 32, 32, generator=torch.Generator().manual_seed(0)).relu()
+    exact = torch.nn.BatchNorm2d(8, affine=False).double()(x.double())
+    runtime = resolve(device="cpu", threads=torch.get_num_threads())
+    found = runtime.place(torch.nn.BatchNorm2d(8, affine=False))(runtime.batch(x))
+    assert (found - exact).norm() < 1e-5 * exact.norm()
