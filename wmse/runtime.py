@@ -126,8 +126,8 @@ def resolve(
     return Runtime(
         device=place,
         precision=precision,
-        # Faster on tensor cores. On a CPU, torch's batch norm then sums in float32 one by one, which makes errors of 4e-4
-        # instead of 4e-8, and W-MSE break down (docs/learning.md).
+        # Faster on tensor cores. On a CPU, torch's batch norm then sums in float32 one by one, which makes errors of
+        # 4e-4 instead of 4e-8, and W-MSE break down (docs/learning.md).
         channels_last=channels_last == "true" or (channels_last == "auto" and on_gpu),
         compile=compile == "true",  # "auto" is off: on a CPU it gains less than 10 %; not measured on a GPU
         deterministic=deterministic,
