@@ -216,7 +216,9 @@ def _runs(
         budgeted = "preset" in recipes()["benchmarks"][cell.partition("/")[0]]
         mine = patterns[presets:] if budgeted else patterns
         overrides = [block for pattern, block in mine if fnmatch.fnmatchcase(cell, pattern)]
-        runs += [make_spec(cell, seed, [*overrides, variants.get(variant, {})], digests) for seed in seeds]
+        # What makes a variant stays, whatever is set for all methods.
+        overrides += [paper_variants().get(variant, {}), variants.get(variant, {})]
+        runs += [make_spec(cell, seed, overrides, digests) for seed in seeds]
     return runs
 
 
