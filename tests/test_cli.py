@@ -47,7 +47,8 @@ def test_runs_shows_how_far_each_of_them_is(
     data: ArrayDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     block = {"benchmarks": ["cifar10"], "methods": ["wmse-2", "wmse-4", "random", "pixels"]}
-    (tmp_path / "config.yaml").write_text(json.dumps({"experiments": [block], "parameters": {"*": TINY}}))
+    config = {"preset": "paper", "experiments": [block], "parameters": {"*": TINY}}
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
     trained, stopped, done, failed = (tiny_spec(label) for label in ("wmse-2", "wmse-4", "random", "pixels"))
     folders = {spec: RunFolder.of(tmp_path / "results", spec.run) for spec in (trained, stopped, done, failed)}
 

@@ -131,7 +131,8 @@ def folder_features(
         BrokenImages: naming every file that cannot be read.
     """
     folder, broken = Path(folder), {}
-    parts = list(stream_features(encoder, folder, find_images(folder), runtime or Runtime(torch.device("cpu")), broken))
+    runtime = runtime or Runtime(torch.device("cpu"), channels_last=False)
+    parts = list(stream_features(encoder, folder, find_images(folder), runtime, broken))
     if broken:
         raise BrokenImages(_broken_message(broken, "remove or repair them"), broken)
     return [name for names, _ in parts for name in names], np.concatenate([features for _, features in parts])
