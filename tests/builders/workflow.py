@@ -43,6 +43,7 @@ ONE_STEP: dict[str, Any] = {
     "warmup_iterations": 0,
     "width": 8,
     "batch_size": 8192,
+    "w_iter": 1,
     "optimizer": "lars",
     "lr": 1000.0,
 }
