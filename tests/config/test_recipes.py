@@ -75,6 +75,8 @@ def test_the_tour_goes_on_from_the_runs_of_quick() -> None:
 def test_a_value_for_all_methods_leaves_a_variant_what_it_is() -> None:
     runs = {spec.label: spec for spec in load_project({"preset": "tour"}).runs if spec.benchmark == "garments"}
     assert [runs[f"wmse-2{name}"].w_iter for name in ("", "@w-iter-1", "@w-iter-2", "@euclidean")] == [4, 1, 2, 4]
+    named = load_project({"preset": "tour", "parameters": {"*/*@w-iter-2": {"w_iter": 3}}})
+    assert named.find("garments/wmse-2@w-iter-2/seed0").w_iter == 3
     small = {spec.label: spec.epochs for spec in load_project({"preset": "small"}).runs}
     assert (small["simclr"], small["simclr@short"]) == (2, 1)
 

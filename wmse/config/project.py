@@ -215,9 +215,11 @@ def _runs(
             raise ConfigError(f"{cell}: {unknown('variant', variant, known)}")
         budgeted = "preset" in recipes()["benchmarks"][cell.partition("/")[0]]
         mine = patterns[presets:] if budgeted else patterns
-        overrides = [block for pattern, block in mine if fnmatch.fnmatchcase(cell, pattern)]
-        # What makes a variant stays, whatever is set for all methods.
-        overrides += [paper_variants().get(variant, {}), variants.get(variant, {})]
+        matching = [(pattern, block) for pattern, block in mine if fnmatch.fnmatchcase(cell, pattern)]
+        # What makes a variant stays, whatever is set for all methods, unless a pattern names variants.
+        named = {key for pattern, block in matching if "@" in pattern for key in block}
+        own = {key: value for key, value in paper_variants().get(variant, {}).items() if key not in named}
+        overrides = [*(block for _, block in matching), own, variants.get(variant, {})]
         runs += [make_spec(cell, seed, overrides, digests) for seed in seeds]
     return runs
 
