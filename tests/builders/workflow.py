@@ -48,6 +48,9 @@ ONE_STEP: dict[str, Any] = {
     "lr": 1000.0,
 }
 
+# A training that is there to be stopped: at a rate at which nothing that it learns can end it earlier.
+FOREVER: dict[str, Any] = {"epochs": 100_000, "eval_every": 100_000, "eval_every_final": 100_000, "lr": 1e-6}
+
 # On a busy machine, threads that spin at every barrier of such tiny networks take each other's time.
 PATIENT = {"GOMP_SPINCOUNT": "1000"}
 

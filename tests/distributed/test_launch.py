@@ -15,14 +15,13 @@ from typing import Any
 import pytest
 
 from builders.runs import tiny_spec
-from builders.workflow import ONE_STEP, PATIENT, differing, environment
+from builders.workflow import FOREVER, ONE_STEP, PATIENT, differing, environment
 from wmse.config import RunSpec
 from wmse.datasets import prepare
 from wmse.distributed.launch import FIRST_PORT, PORTS, launch, meeting_place
 from wmse.errors import STOPPED_EXIT, ConfigError
 from wmse.training.checkpoint import list_checkpoints
 
-FOREVER = {"epochs": 100_000, "eval_every": 100_000, "eval_every_final": 100_000}
 STEP = {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1"}
 
 

@@ -24,12 +24,11 @@ import pytest
 import yaml
 
 from builders import ROOT
-from builders.workflow import ONE_STEP, PATIENT, TINY, differing, environment, outcome, snakemake
+from builders.workflow import FOREVER, ONE_STEP, PATIENT, TINY, differing, environment, outcome, snakemake
 
 if "WMSE_SLURM_WORK" not in os.environ:
     pytest.skip("Slurm is tested by `make test-slurm`", allow_module_level=True)
 
-FOREVER = {"epochs": 100_000, "eval_every": 100_000, "eval_every_final": 100_000}
 PATIENCE = 480  # Seconds; only a case that fails takes as long, or a machine with much else to do.
 NO_APPTAINER = os.environ.get("WMSE_NO_APPTAINER")
 
