@@ -18,10 +18,11 @@ class SingularCovarianceError(ArithmeticError):
 
     def __init__(self, where: str, size: int, dim: int) -> None:
         likely = "the sub-batch is too small (w_size of at least twice the embedding size is advised)"
-        if size > 2 * dim:
+        if size >= 2 * dim:
+            smaller = ", or make w_size smaller, twice the embedding size" if size > 2 * dim else ""
             likely = (
-                "a few images make up the whole covariance, as they can where w_size is more than twice the embedding "
-                "size (make it smaller, or the learning rate; docs/learning.md)"
+                "a few images make up the whole covariance (lower the learning rate, lengthen the warm-up"
+                f"{smaller}; docs/learning.md)"
             )
         super().__init__(
             f"{where}: the covariance of {size} samples of {dim} dimensions is singular. Either {likely}, or the "
