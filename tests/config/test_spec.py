@@ -45,7 +45,7 @@ def test_the_committed_results_are_runs_of_their_preset() -> None:
     assert len(found) >= 8
     for path in found:
         preset = path.relative_to(ROOT).parts[2]
-        runs = {spec.run: spec for spec in load_project({"preset": preset, "seeds": [0, 1, 2]}).runs}
+        runs = {spec.run: spec for spec in load_project({"preset": preset, "seeds": list(range(5))}).runs}
         result = json.loads(path.read_text())
         assert runs[result["run"]] == RunSpec.from_dict(result["spec"])
         assert runs[result["run"]].hash == result["spec_hash"]
